@@ -1,0 +1,69 @@
+# The only interface: everything that CI, a contributor or a newcomer runs is a target of this file.
+
+PYTHON        ?= python3
+PYTHON_LOWEST ?= python3.10
+VENV          := .venv
+VENV_LOWEST   := .venv-lowest
+STAMP         := $(VENV)/.installed
+STAMP_LOWEST  := $(VENV_LOWEST)/.installed
+FAST          := not slow and not data and not distributed and not gpu
+# More arguments for pytest: make test PYTEST_ARGS="-k restore -x"
+PYTEST_ARGS   ?=
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-all test-lowest lint format bench clean
+
+# Nothing here needs the network once the packages are installed.
+test test-all test-lowest run bench: export HF_HUB_OFFLINE = 1
+test test-all test-lowest run bench: export TOKENIZERS_PARALLELISM = false
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## install everything into .venv (nothing to do when it is up to date)
+
+run: $(STAMP)  ## the main job: AdamW against SAM on noisy digits, side by side
+	@$(VENV)/bin/python scripts/side_by_side.py
+
+test: $(STAMP)  ## the fast tests
+	@$(VENV)/bin/python -m pytest -m "$(FAST)" $(PYTEST_ARGS)
+
+test-all: $(STAMP)  ## every test: also the slow ones, real data, several processes
+	@$(VENV)/bin/python -m pytest --durations=15 $(PYTEST_ARGS)
+
+test-lowest: $(STAMP_LOWEST)  ## the fast tests with the lowest supported versions (large download)
+	@$(VENV_LOWEST)/bin/python -m pytest -m "$(FAST)" $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## style, format and types
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+format: $(STAMP)  ## let ruff fix what it can
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+bench: $(STAMP)  ## time and memory of a SAM step against a plain one
+	@$(VENV)/bin/python scripts/bench.py
+
+clean:  ## remove the virtual environments, build files and caches; outputs stay
+	@rm -rf $(VENV) $(VENV_LOWEST) build dist *.egg-info .bench .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@find hf_sam scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# $(call install,python,venv,constraints,extras)
+define install
+	@$(1) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version if sys.version_info < (3, 10) else 0)'
+	@echo "Installing into $(2) (minutes the first time)"
+	@$(1) -m venv $(2)
+	@$(2)/bin/python -m pip install --quiet --disable-pip-version-check -c $(3) -e '.[$(4)]'
+	@touch $@
+endef
+
+$(STAMP): pyproject.toml constraints.txt
+	$(call install,$(PYTHON),$(VENV),constraints.txt,$(strip scripts,test,dev))
+
+$(STAMP_LOWEST): pyproject.toml constraints-lowest.txt
+	$(call install,$(PYTHON_LOWEST),$(VENV_LOWEST),constraints-lowest.txt,$(strip scripts,test))
