@@ -58,7 +58,7 @@ define install
 	@$(1) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version if sys.version_info < (3, 10) else 0)'
 	@echo "Installing into $(2) (minutes the first time)"
 	@$(1) -m venv $(2)
-	@$(2)/bin/python -m pip install --quiet --disable-pip-version-check -c $(3) -e '.[$(4)]'
+	@$(2)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c $(3) -e '.[$(4)]'
 	@touch $@
 endef
 
