@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sharpness-Aware Minimization for the Hugging Face Trainer (Foret et al. 2021, arXiv:2010.01412).
+
+Not Segment Anything: "SAM" is the optimisation method everywhere in this package.
+"""
+
+from hf_sam.arguments import SAMTrainingArguments
+from hf_sam.config import SAMConfig
+from hf_sam.step import sharpness_aware_grad
+from hf_sam.trainer import SAMSeq2SeqTrainer, SAMTrainer, SAMTrainerMixin
+from hf_sam.variants import ASAM, SAM, VARIANTS, Variant
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [  # noqa: RUF022 (by subject, not by letter)
+    # trainers
+    "SAMTrainer",
+    "SAMSeq2SeqTrainer",
+    "SAMTrainerMixin",
+    # configuration
+    "SAMConfig",
+    "SAMTrainingArguments",
+    # the step, for any loop
+    "sharpness_aware_grad",
+    # directions
+    "Variant",
+    "SAM",
+    "ASAM",
+    "VARIANTS",
+]

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What did the steps since the last log measure, without asking the device at every step?"""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+from torch import Tensor
+
+from hf_sam.step import Report
+
+MEASURED = ("sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine")
+
+
+class Averages:
+    """Running sums on the device; the host waits once, when they are drained into the logs.
+
+    Logged, as means over the optimizer steps since the last log:
+
+    - `sam/rho`: the radius asked for.
+    - `sam/sharpness`: L(w + epsilon) - L(w), the losses scaled as the Trainer scales them.
+    - `sam/epsilon_norm`: the norm of what really moved.
+    - `sam/grad_cosine`: cosine between the clean and the perturbed gradient.
+    - `sam/skipped`: share of the perturbations left out because the gradient was zero or not finite, in [0, 1].
+
+    A quantity counts where it is finite and the perturbation was not left out; a key without such a step is not logged.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self._windows = 0
+        self._rhos: list[float] = []
+        self._sums: Tensor | None = None
+
+    def add(self, report: Report, rise: Tensor, rho: float, *, ends_window: bool) -> None:
+        """Take in one descent.
+
+        Args:
+            report: what the descent measured.
+            rise: 0-dim tensor, L(w + epsilon) - L(w) over the micro-batches of this descent.
+            rho: the radius asked for.
+            ends_window: whether the optimizer steps next.
+        """
+        values = torch.stack([v.detach().float() for v in (rise, report.epsilon_norm, report.grad_cosine)])
+        counts = report.usable & torch.isfinite(values)
+        sums = torch.cat([torch.where(counts, values, 0.0), counts.float(), report.usable.float().view(1)])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._rhos.append(rho)
+        self._windows += ends_window
+
+    def drain(self) -> dict[str, float]:
+        """Return the means by log key and start afresh; empty when no step was taken."""
+        if self._sums is None:
+            return {}
+        *totals, usable = self._sums.tolist()
+        descents = len(self._rhos)
+        logs = {"sam/rho": statistics.fmean(self._rhos)}
+        for key, total, count in zip(MEASURED, totals[:3], totals[3:], strict=True):
+            if count:
+                logs[key] = total / count
+        if "sam/sharpness" in logs and self._windows:
+            # Micro-batch losses are shares of the step's loss: the rise of a step is their sum, not their mean.
+            logs["sam/sharpness"] *= descents / self._windows
+        logs["sam/skipped"] = 1.0 - usable / descents
+        self._clear()
+        return logs

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does a model card say about how the model was trained?"""
+
+from __future__ import annotations
+
+import json
+
+from hf_sam.config import SAMConfig
+from hf_sam.variants import VARIANTS
+
+TAG = "sharpness-aware-minimization"
+HEADING = "### Sharpness-aware minimization"
+NEXT_HEADING = "### Training hyperparameters"
+
+_SECTION = """{heading}
+
+Trained with [Sharpness-Aware Minimization](https://arxiv.org/abs/2010.01412) (not Segment Anything): each step takes
+the gradient at the worst nearby point of the loss, within radius rho of the weights. The model itself is an ordinary
+checkpoint.
+
+- variant: {title}
+- rho: {rho}
+- scope: {scope}
+{options}
+```bibtex
+{citation}
+```
+"""
+
+
+def sam_section(config: SAMConfig) -> str:
+    """Return the Markdown section for a run configured with `config`."""
+    variant = VARIANTS[config.sam_variant]
+    options = f"- options: {json.dumps(config.sam_variant_kwargs)}\n" if config.sam_variant_kwargs else ""
+    return _SECTION.format(
+        heading=HEADING,
+        title=variant.title,
+        rho=config.rho,
+        scope=config.sam_scope,
+        options=options,
+        citation=variant.citation,
+    )
+
+
+def with_section(card: str, config: SAMConfig) -> str:
+    """Return the model card's text with our section before the hyperparameters, or at the end if it has none."""
+    section = sam_section(config)
+    if NEXT_HEADING not in card:
+        return f"{card.rstrip()}\n\n{section}"
+    before, after = card.split(NEXT_HEADING, 1)
+    return f"{before}{section}\n{NEXT_HEADING}{after}"
+
+
+def with_tag(tags: str | list[str] | None) -> list[str]:
+    """Return the card's tags with ours among them; never bare "sam", which is Segment Anything's."""
+    tags = [tags] if isinstance(tags, str) else list(tags or [])
+    return tags if TAG in tags else [*tags, TAG]

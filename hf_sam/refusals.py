@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which set-ups would run two passes wrongly, and what should their users do instead?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import TrainingArguments
+
+UPDATES_IN_BACKWARD = (
+    "{name} updates the weights during the backward pass, so the first pass of a SAM step would already have moved "
+    "them. Use an optimizer that updates in `step()`, such as adamw_torch_fused."
+)
+ONE_PROCESS = (
+    "SAMTrainer is verified in one process on one device; {what} would train with untested synchronisation of the two "
+    "passes. {way_out}, or pass sam_variant='none' for the plain Trainer."
+)
+ENGINES = {
+    DistributedType.DEEPSPEED: "DeepSpeed steps its optimizer inside `backward`, at the perturbed weights, and keeps "
+    "its own copy of them. Train without DeepSpeed.",
+    DistributedType.MEGATRON_LM: "Megatron-LM runs forward, backward and step in one call. Train without it.",
+}
+ONLINE_TRAINERS = {
+    "AsyncGRPOTrainer",
+    "GKDTrainer",
+    "GOLDTrainer",
+    "GRPOTrainer",
+    "MiniLLMTrainer",
+    "NashMDTrainer",
+    "OnlineDPOTrainer",
+    "PPOTrainer",
+    "RLOOTrainer",
+    "XPOTrainer",
+}
+"""TRL's trainers that generate their data inside `training_step`; GRPO's family is also known by its buffer."""
+
+
+def refuse_arguments(args: TrainingArguments) -> None:
+    """Raise for settings under which two passes are wrong, before the trainer is built.
+
+    Raises:
+        NotImplementedError: with the reason and the alternative.
+    """
+    if args.deepspeed:
+        raise NotImplementedError(ENGINES[DistributedType.DEEPSPEED])
+    optim = str(getattr(args.optim, "value", args.optim))
+    if optim in ("lomo", "adalomo") or optim.endswith("_layerwise"):
+        raise NotImplementedError(UPDATES_IN_BACKWARD.format(name=f"`optim={optim!r}`"))
+    parallelism = getattr(args, "parallelism_config", None)
+    if getattr(parallelism, "cp_enabled", False) or getattr(parallelism, "sp_enabled", False):
+        raise NotImplementedError(
+            "Context and sequence parallelism shard each batch in place, so the second pass would shard it again. "
+            "Use shorter sequences, gradient checkpointing or a smaller per_device_train_batch_size."
+        )
+
+
+def refuse_trainer(trainer: Any) -> None:
+    """Raise for engines, optimizers, models and trainers under which two passes are wrong.
+
+    Args:
+        trainer: a constructed `transformers.Trainer`.
+
+    Raises:
+        NotImplementedError: with the reason and the alternative.
+    """
+    refuse_arguments(trainer.args)
+    _refuse_engine(trainer)
+    _refuse_repeated_data(trainer)
+    _refuse_optimizer(trainer.optimizer)
+    if trainer.model is not None:
+        _refuse_model(trainer.model)
+
+
+def _refuse_engine(trainer: Any) -> None:
+    from transformers.utils import is_sagemaker_mp_enabled  # costs an import of its own
+
+    if is_sagemaker_mp_enabled():
+        raise NotImplementedError(
+            "SageMaker model parallelism runs forward and backward in one call of its own. Train without it."
+        )
+    engine = trainer.accelerator.distributed_type
+    if engine in ENGINES:
+        raise NotImplementedError(ENGINES[engine])
+    if engine != DistributedType.NO or trainer.args.world_size > 1:
+        what = f"{trainer.args.world_size} processes under {engine.value}"
+        raise NotImplementedError(ONE_PROCESS.format(what=what, way_out="Launch one process"))
+    if trainer.args.n_gpu > 1:
+        what = f"{trainer.args.n_gpu} GPUs under DataParallel"
+        raise NotImplementedError(ONE_PROCESS.format(what=what, way_out="Show one GPU (CUDA_VISIBLE_DEVICES=0)"))
+
+
+def _refuse_repeated_data(trainer: Any) -> None:
+    names = {cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.split(".")[0] == "trl"}
+    if names & ONLINE_TRAINERS or hasattr(trainer, "_buffered_inputs"):
+        raise NotImplementedError(
+            f"{type(trainer).__name__} generates its data inside `training_step`, so the second pass of a SAM step "
+            "would see other data than the first. Use an offline trainer (SFT, DPO, reward modelling)."
+        )
+
+
+def _refuse_optimizer(optimizer: Any) -> None:
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if type(inner).__name__ in ("Lomo", "AdaLomo", "LayerWiseDummyOptimizer"):
+        raise NotImplementedError(UPDATES_IN_BACKWARD.format(name=type(inner).__name__))
+
+
+def _refuse_model(model: nn.Module) -> None:
+    devices = {p.device for p in model.parameters()}
+    if len(devices) > 1 or any(d.type == "meta" for d in devices):
+        what = f"a model on {', '.join(sorted(map(str, devices)))}"
+        raise NotImplementedError(ONE_PROCESS.format(what=what, way_out="Load the model on one device (no device_map)"))
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+            raise NotImplementedError(f"Sparse gradients are not supported: build {name!r} with sparse=False.")

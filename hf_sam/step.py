@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is one sharpness-aware step? Climb, re-evaluate, come back. Start reading here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_sam.config import checked_rho
+from hf_sam.layers import RandomState, devices_of
+from hf_sam.numerics import HALF_PRECISION, dot, global_norm, restore_, snapshot
+from hf_sam.variants import Variant, make_variant
+
+Gradients = Sequence[Tensor | None]
+
+
+class Report(NamedTuple):
+    """What one descent measured. 0-dim tensors on the parameters' device, so that no step waits for the host.
+
+    Attributes:
+        usable: whether the gradient could be climbed along (bool).
+        epsilon_norm: norm of what really moved, in the weights' own precision.
+        grad_cosine: cosine between the clean and the perturbed gradient.
+        asked_norm: norm of epsilon before it was rounded into the weights; None for weights of full precision.
+    """
+
+    usable: Tensor
+    epsilon_norm: Tensor
+    grad_cosine: Tensor
+    asked_norm: Tensor | None
+
+
+def sharpness_aware_grad(
+    closure: Callable[[], Tensor],
+    parameters: Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+    *,
+    rho: float = 0.05,
+    variant: str | Variant = "sam",
+    variant_kwargs: Mapping[str, Any] | None = None,
+    buffers: Iterable[Tensor] = (),
+) -> Tensor:
+    """Fill every `.grad` with the sharpness-aware gradient (Foret et al. 2021, eq. 3), in any training loop.
+
+        g = grad L(w);   epsilon = rho * g / ||g||;   .grad = grad L(w + epsilon);   w untouched, to the last bit
+
+    Call it where `closure()` would have been called, then clip and step as always. Both calls of `closure` see the
+    same random numbers; afterwards the random streams are where one call would have left them.
+
+    Args:
+        closure: runs forward and backward over the whole batch, leaves gradients in `.grad` and returns the loss. It is
+            called twice and must use the same data both times; it may call `zero_grad`, it must not step.
+        parameters: every parameter that `closure` gives a gradient, on one device; or `model.named_parameters()`.
+            Gradients from before the call are dropped.
+        rho: radius, a Euclidean norm over all parameters, >= 0.
+        variant: a name ("sam", "asam") or an instance, which may keep state between calls.
+        variant_kwargs: options for a variant given by name.
+        buffers: tensors that a forward pass changes (`model.buffers()`, for batch normalisation): the second pass
+            starts from what the first one started from, and leaves them as the first one did.
+
+    Returns:
+        L(w), what the first call of `closure` returned.
+
+    Raises:
+        ValueError: if rho, the variant or an option is out of range, or no parameter requires a gradient.
+
+    If either pass raises, the parameters have their original bits and the gradients are to be discarded.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> def closure():
+        ...     loss = model(torch.ones(4, 2)).square().mean()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = sharpness_aware_grad(closure, model.parameters(), rho=0.05)
+        >>> optimizer.step()
+    """
+    direction = _as_variant(variant, variant_kwargs)
+    params = _trainable(parameters, direction)
+    rho = checked_rho(rho, "sharpness_aware_grad(rho=...)")
+    kept = list(buffers)
+    set_gradients(params, [None] * len(params))
+
+    start, buffers_at_start = RandomState(devices_of(params)), snapshot(kept)
+    loss = closure()
+    end, buffers_at_end = RandomState(devices_of(params)), snapshot(kept)
+
+    def evaluate_again() -> None:
+        start.restore()
+        restore_(kept, buffers_at_start)
+        closure()
+
+    try:
+        descend(evaluate_again, params, direction, rho=rho)
+    finally:
+        end.restore()
+        restore_(kept, buffers_at_end)
+    return loss
+
+
+def descend(
+    evaluate: Callable[[], object],
+    params: list[Tensor],
+    direction: Variant,
+    *,
+    rho: float,
+    onto: Gradients | None = None,
+) -> Report:
+    """Turn the clean gradient in `.grad` into the perturbed one: climb, re-evaluate, come back.
+
+    Args:
+        evaluate: runs forward and backward at the weights as they then are, adding to `.grad`.
+        params: the trainable parameters; those without a gradient stay where they are.
+        direction: which way to climb.
+        rho: how far.
+        onto: gradients of earlier micro-batches to which the perturbed gradient is added; None to start from nothing.
+
+    Returns:
+        What was measured. `.grad` holds h, or `direction.combine(g, h)`, on top of `onto`.
+    """
+    onto = onto if onto is not None else [None] * len(params)
+    reached = [(p, earlier) for p, earlier in zip(params, onto, strict=True) if p.grad is not None]
+    moved = [p for p, _ in reached]
+    _check_gradients(moved)
+    w = [p.detach() for p in moved]
+    copies = snapshot(w)
+    clean = _clean_copy(moved, direction, rho)
+    before = [None if earlier is None else earlier.clone() for _, earlier in reached]
+    try:
+        usable, asked_norm = _climb_(w, _gradients(moved), direction, rho)
+        set_gradients(params, onto)  # drops the clean gradient: from here on the copy of w is all that is extra
+        evaluate()
+        h = [_added(p, b) for p, b in zip(moved, before, strict=True)]
+        epsilon_norm, grad_cosine = _measure_(w, copies, clean, h, direction)
+    finally:
+        _come_back_(w, copies)
+    if direction.combines and clean is not None:
+        for p, b, grad in zip(moved, before, direction.combine(clean, h), strict=True):
+            p.grad = grad if b is None else b.add_(grad)
+    return Report(usable, epsilon_norm, grad_cosine, asked_norm)
+
+
+def _gradients(params: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
+
+
+def set_gradients(params: list[Tensor], grads: Gradients) -> None:
+    """Bind each parameter's `.grad`, without copying."""
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = grad
+
+
+def _climb_(w: list[Tensor], g: list[Tensor], direction: Variant, rho: float) -> tuple[Tensor, Tensor | None]:
+    """Move w to w + epsilon; return whether g was usable and, for weights of low precision, the norm asked for."""
+    ascent = direction.ascend(w, g, rho)
+    torch._foreach_add_(w, ascent.epsilon)
+    return ascent.usable, global_norm(ascent.epsilon) if _loses_bits(w) else None
+
+
+def _measure_(
+    w: list[Tensor],
+    copies: list[Tensor],
+    clean: list[Tensor] | None,
+    h: list[Tensor],
+    direction: Variant,
+) -> tuple[Tensor, Tensor]:
+    """Return ||epsilon|| as it was realised and cos(g, h). Overwrites w, which is about to be restored anyway."""
+    torch._foreach_sub_(w, copies)
+    epsilon_norm = global_norm(w)
+    if clean is None:
+        direction.recover_gradient_(copies, w)
+        clean = w
+    return epsilon_norm, dot(clean, h) / (global_norm(clean) * global_norm(h))
+
+
+def _come_back_(w: list[Tensor], copies: list[Tensor]) -> None:
+    """Restore w, also when Ctrl-C lands in the few instructions before the copy."""
+    try:
+        restore_(w, copies)
+    except BaseException:
+        restore_(w, copies)
+        raise
+
+
+def _clean_copy(params: list[Tensor], direction: Variant, rho: float) -> list[Tensor] | None:
+    """Return a copy of g where epsilon, as realised, cannot stand in for it: the memory of one more gradient."""
+    if direction.recovers_gradient and not direction.combines and rho > 0 and not _loses_bits(params):
+        return None
+    return snapshot(_gradients(params))
+
+
+def _loses_bits(w: list[Tensor]) -> bool:
+    return any(p.dtype in HALF_PRECISION for p in w)
+
+
+def _added(p: Tensor, before: Tensor | None) -> Tensor:
+    """Return what the descent pass added to `p.grad`; zeros if it never reached p."""
+    if p.grad is None:
+        return torch.zeros_like(p)
+    return p.grad if before is None else p.grad - before
+
+
+def _check_gradients(params: list[Tensor]) -> None:
+    if not params:
+        raise RuntimeError("No parameter received a gradient: does the loss depend on the parameters given?")
+    if any(grad.layout != torch.strided for grad in _gradients(params)):
+        raise NotImplementedError("Sparse gradients are not supported: build the embedding with sparse=False.")
+
+
+def _as_variant(variant: str | Variant, kwargs: Mapping[str, Any] | None) -> Variant:
+    if isinstance(variant, Variant):
+        if kwargs:
+            raise ValueError(f"`variant_kwargs` goes with a variant's name, got {dict(kwargs)} with an instance.")
+        return variant
+    return make_variant(variant, kwargs)
+
+
+def _trainable(parameters: Iterable[Any], direction: Variant) -> list[Tensor]:
+    """Return the distinct parameters that require a gradient; tell the direction their names if they have any."""
+    if isinstance(parameters, Tensor):
+        raise TypeError("`parameters` must be an iterable of tensors, such as model.parameters(), got one tensor.")
+    entries = list(parameters)
+    if entries and isinstance(entries[0], tuple):
+        direction.prepare(entries)
+        entries = [p for _, p in entries]
+    params = list({id(p): p for p in entries if p.requires_grad}.values())
+    if not params:
+        raise ValueError("`parameters` holds no tensor that requires a gradient.")
+    return params

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How does a Trainer become sharpness-aware without a training loop of its own?"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import Seq2SeqTrainer, Trainer
+
+from hf_sam.arguments import config_of, resolve_config, with_sam_fields
+from hf_sam.config import PLAIN, SAMConfig, variant_of
+from hf_sam.metrics import Averages
+from hf_sam.model_card import with_section, with_tag
+from hf_sam.refusals import refuse_arguments, refuse_trainer
+from hf_sam.state import FIELDS, load_state, save_state
+from hf_sam.step import Report, descend, set_gradients
+from hf_sam.variants import Variant
+from hf_sam.window import MicroBatch, Window
+
+logger = logging.getLogger(__name__)
+
+# The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
+if TYPE_CHECKING:
+    from transformers import Trainer as _SomeTrainer
+else:
+    _SomeTrainer = object
+
+
+class SAMTrainerMixin(_SomeTrainer):
+    """Sharpness-aware steps for any `transformers.Trainer`: `class MyTrainer(SAMTrainerMixin, Seq2SeqTrainer)`.
+
+    Each optimizer step runs forward and backward twice (Foret et al. 2021, algorithm 1), through the Trainer's own
+    `training_step`, and leaves the gradient at the perturbed weights in `.grad`. Everything else is the Trainer's:
+    clipping, the optimizer, the scheduler, logging, checkpoints. Nobody sees perturbed weights.
+
+    Args:
+        *args: of the Trainer.
+        sam_config: SAM's settings beside any `TrainingArguments`. Leave it out when `args` are
+            `SAMTrainingArguments`, which hold them already; `SAMConfig()` when neither is given.
+        **kwargs: of the Trainer.
+
+    Attributes:
+        in_descent_pass: True while the second pass runs. A `compute_loss` that counts something counts only when it
+            is False.
+
+    Raises:
+        ValueError: if settings are given twice or out of range.
+        NotImplementedError: for engines, optimizers and trainers that two passes would get wrong.
+    """
+
+    in_descent_pass: bool = False
+
+    def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
+        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments.get("args")
+        config = resolve_config(given, sam_config)
+        active = config.sam_variant != PLAIN
+        if active and given is not None:
+            refuse_arguments(given)  # before the Trainer makes folders and repositories
+        self._forget_run()
+        super().__init__(*args, **kwargs)
+        self.args: Any = with_sam_fields(self.args, config)
+        if active:
+            refuse_trainer(self)
+
+    def _forget_run(self) -> None:
+        """Drop what belongs to one run: the direction's state, the open window, the averages."""
+        self._direction: Variant | None = None
+        self._window: Window | None = None
+        self._averages = Averages()
+        self._told_realised_norm = False
+
+    @property
+    def sam_config(self) -> SAMConfig:
+        """The settings in force, read from `args` so that a hyperparameter search can change them."""
+        return config_of(self.args)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, from a fresh SAM state or the one in the checkpoint that is resumed."""
+        self._forget_run()
+        return super().train(*args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Run the passes that are due at this micro-batch.
+
+        Returns:
+            The clean loss of this micro-batch, L(w), as the Trainer scales it (promise 6).
+        """
+        config = self.sam_config
+        if config.sam_variant == PLAIN:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            return loss
+        try:
+            return self._sam_training_step(model, inputs, num_items_in_batch, config)
+        except BaseException:
+            # A smaller batch may be tried next (auto_find_batch_size): it must not replay these micro-batches.
+            self._window = None
+            raise
+
+    def _sam_training_step(
+        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None, config: SAMConfig
+    ) -> Tensor:
+        alone = config.sam_scope == "micro_batch"
+        window = self._window = self._window or Window(model)
+        params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        earlier = [p.grad for p in params] if alone else None
+        if alone:
+            set_gradients(params, [None] * len(params))
+        count = self.current_gradient_accumulation_steps
+        micro_batch = MicroBatch(inputs, num_items_in_batch, count, window.random_state())
+        micro_batch.clean_loss = self._plain_step(model, micro_batch)
+        window.micro_batches.append(micro_batch)
+        ends_window = self.accelerator.sync_gradients
+        if alone or ends_window:
+            self._descend(model, window, params, earlier, config, ends_window)
+            self._window = None
+        return micro_batch.clean_loss
+
+    def _plain_step(self, model: nn.Module, micro_batch: MicroBatch) -> Tensor:
+        """Run the Trainer's own forward and backward on one micro-batch."""
+        self.current_gradient_accumulation_steps = micro_batch.accumulation_steps
+        inputs = micro_batch.fresh_inputs()
+        loss: Tensor = super().training_step(model, inputs, micro_batch.num_items_in_batch)
+        return loss
+
+    def _descend(
+        self,
+        model: nn.Module,
+        window: Window,
+        params: list[Tensor],
+        earlier: list[Tensor | None] | None,
+        config: SAMConfig,
+        ends_window: bool,
+    ) -> None:
+        """Climb, run the window again at w + epsilon, come back, and take the measurements."""
+        rises: list[Tensor] = []
+        count = self.current_gradient_accumulation_steps
+
+        def evaluate() -> None:
+            self.in_descent_pass = True
+            try:
+                rises.append(window.replay(lambda micro_batch: self._plain_step(model, micro_batch)))
+            finally:
+                self.in_descent_pass = False
+                self.current_gradient_accumulation_steps = count
+
+        report = descend(evaluate, params, self._sam_direction(config), rho=config.rho, onto=earlier)
+        self._averages.add(report, rises[0], config.rho, ends_window=ends_window)
+        self._tell_realised_norm(report)
+
+    def _sam_direction(self, config: SAMConfig) -> Variant:
+        if self._direction is None:
+            self._direction = variant_of(config)
+            self._direction.prepare(self.model.named_parameters())
+        return self._direction
+
+    def _tell_realised_norm(self, report: Report) -> None:
+        """Say once how much of epsilon survives in 16-bit weights; the only place that waits for the device."""
+        if report.asked_norm is None or self._told_realised_norm or not report.usable:
+            return
+        asked, realised = report.asked_norm.item(), report.epsilon_norm.item()
+        if not asked > 0:
+            return
+        self._told_realised_norm = True
+        logger.warning(
+            "The weights are stored in 16 bits, which rounds much of a small perturbation away: a norm of %.3g was "
+            "asked for, %.3g was realised (ratio %.2f). Load the model with dtype=torch.float32 and train with "
+            "bf16=True or fp16=True, which keeps the weights in 32 bits.",
+            asked,
+            realised,
+            realised / asked,
+        )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does, with the averages since the last training log (see `hf_sam.metrics`)."""
+        if "loss" in logs:
+            logs.update(self._averages.drain())
+        super().log(logs, *args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save SAM's state beside the optimizer's."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        config = self.sam_config
+        if config.sam_variant != PLAIN and self.args.should_save:
+            save_state(output_dir, config, self._sam_direction(config).state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load SAM's state after the optimizer's; say what differs from the run that wrote it."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        config = self.sam_config
+        if checkpoint is None or config.sam_variant == PLAIN:
+            return
+        saved = load_state(checkpoint)
+        if saved is None:
+            logger.warning("No SAM state in %s: SAM starts afresh from this checkpoint.", checkpoint)
+            return
+        written, state = saved
+        for name in FIELDS:
+            if written.get(name) != getattr(config, name):
+                logger.warning(
+                    "%s was %r when %s was saved, now it is %r.",
+                    name,
+                    written.get(name),
+                    checkpoint,
+                    getattr(config, name),
+                )
+        self._sam_direction(config).load_state_dict(state)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the Trainer's model card with the tag, SAM's settings and the citation."""
+        config = self.sam_config
+        if config.sam_variant == PLAIN:
+            super().create_model_card(*args, **kwargs)
+            return
+        call = inspect.signature(super().create_model_card).bind(*args, **kwargs)
+        call.arguments["tags"] = with_tag(call.arguments.get("tags"))
+        super().create_model_card(*call.args, **call.kwargs)
+        path = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero() and path.is_file():
+            path.write_text(with_section(path.read_text(encoding="utf-8"), config), encoding="utf-8")
+
+
+class SAMTrainer(SAMTrainerMixin, Trainer):
+    """`transformers.Trainer`, sharpness-aware. See `SAMTrainerMixin`."""
+
+
+class SAMSeq2SeqTrainer(SAMTrainerMixin, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer`, sharpness-aware. See `SAMTrainerMixin`."""

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which way does SAM climb? Along the gradient."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hf_sam.numerics import Ascent, global_norm, scale_to_length_
+from hf_sam.variants.base import Variant
+
+
+class SAM(Variant):
+    """Sharpness-Aware Minimization (Foret et al. 2021, eq. 2 with p = 2).
+
+    epsilon = rho * g / ||g||_2, one norm over all parameters.
+    """
+
+    title = "SAM"
+    recovers_gradient = True
+    citation = """@inproceedings{foret2021sharpnessaware,
+    title     = {Sharpness-Aware Minimization for Efficiently Improving Generalization},
+    author    = {Pierre Foret and Ariel Kleiner and Hossein Mobahi and Behnam Neyshabur},
+    booktitle = {International Conference on Learning Representations},
+    year      = {2021},
+    url       = {https://arxiv.org/abs/2010.01412}
+}"""
+
+    def ascend(self, params: list[Tensor], grads: list[Tensor], rho: float) -> Ascent:
+        """Return rho * g / ||g||, in the gradient's own memory."""
+        del params  # the steepest direction does not depend on where we stand
+        return scale_to_length_(grads, rho, global_norm(grads))
+
+    def recover_gradient_(self, params: list[Tensor], epsilon: list[Tensor]) -> None:
+        """Leave epsilon as it is: it is parallel to the gradient."""

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has to be remembered of the micro-batches of one perturbation to run them again exactly?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_sam.layers import BufferState, RandomState, devices_of
+
+
+@dataclass
+class MicroBatch:
+    """One call of `training_step`: its arguments, and what else its result depended on.
+
+    `accumulation_steps` and `num_items_in_batch` are kept per micro-batch: with a length-less dataset the gradients of
+    a short last group spill into the next epoch's window, which has other counts.
+    """
+
+    inputs: Mapping[str, Any]
+    num_items_in_batch: Tensor | int | None
+    accumulation_steps: int
+    random_state: RandomState
+    clean_loss: Tensor = field(init=False)
+
+    def fresh_inputs(self) -> Mapping[str, Any]:
+        """Return a shallow copy of the inputs: a `compute_loss` that pops its labels must find them again."""
+        return copy.copy(self.inputs)
+
+
+@dataclass
+class Window:
+    """The micro-batches that share one perturbation.
+
+    Holding them costs no memory: the Trainer keeps them alive until the optimizer steps anyway.
+    """
+
+    model: nn.Module
+    buffers: BufferState = field(init=False)
+    micro_batches: list[MicroBatch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Capture the buffers as the first micro-batch will find them."""
+        self.buffers = BufferState(self.model)
+
+    def random_state(self) -> RandomState:
+        """Capture the random streams this model's forward pass may draw from."""
+        return RandomState(devices_of(self.model.parameters()))
+
+    def replay(self, run: Callable[[MicroBatch], Tensor]) -> Tensor:
+        """Run every micro-batch again as it was run the first time, and leave no other trace than gradients.
+
+        Random streams and buffers start where the first pass started and end where the first pass ended, also when
+        `run` raises.
+
+        Args:
+            run: forward and backward of one micro-batch; returns its loss.
+
+        Returns:
+            The rise of the loss, summed over the micro-batches (0-dim, detached).
+        """
+        random_state, buffers = self.random_state(), BufferState(self.model)
+        self.buffers.restore()
+        rises = []
+        try:
+            for micro_batch in self.micro_batches:
+                micro_batch.random_state.restore()
+                rises.append(run(micro_batch).detach() - micro_batch.clean_loss)
+        finally:
+            random_state.restore()
+            buffers.restore()
+        return torch.stack(rises).sum()
