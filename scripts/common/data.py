@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How do rows get in? Read files, folders and Hub datasets, and refuse what cannot be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DownloadMode, get_dataset_split_names, load_dataset
+from datasets.exceptions import DatasetsError
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar
+from huggingface_hub.errors import HfHubHTTPError
+from pyarrow import ArrowException
+
+from scripts.common.errors import UserError, one_line
+
+_READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
+READING_ERRORS = (DatasetsError, ArrowException, OSError, ValueError, TypeError, KeyError, HfHubHTTPError)
+
+
+def read_file(argument: str, path: str) -> Dataset:
+    """Read a parquet, csv or json file given as `--argument path`."""
+    reader = _READERS.get(Path(path).suffix)
+    if not Path(path).is_file():
+        raise UserError(f"--{argument} {path} does not exist (or is no file).")
+    if reader is None:
+        raise UserError(f"--{argument} {path} must end in {', '.join(_READERS)}.")
+    return _load(f"--{argument} {path}", reader, data_files=str(Path(path).resolve()))
+
+
+def read_folder(argument: str, path: str) -> Dataset:
+    """Read a folder that holds one folder of images per class."""
+    if not Path(path).is_dir():
+        raise UserError(f"--{argument} {path} does not exist (or is no folder).")
+    classes = [entry for entry in Path(path).iterdir() if entry.is_dir()]
+    if len(classes) < 2:
+        raise UserError(f"--{argument} {path} must hold one folder of images per class, found {len(classes)} folders.")
+    return _load(f"--{argument} {path}", "imagefolder", data_dir=str(Path(path).resolve()), drop_labels=False)
+
+
+def read_hub(name: str, config: str | None, split: str, argument: str = "dataset_name") -> Dataset:
+    """Download one split of a dataset of the Hub."""
+    return _load(f"--{argument} {name} ({config or 'default'}, {split})", name, config, split=split)
+
+
+def hub_splits(name: str, config: str | None, argument: str = "dataset_name") -> list[str]:
+    """Return the names of the splits of a dataset of the Hub."""
+    try:
+        return list(get_dataset_split_names(name, config))
+    except READING_ERRORS as error:
+        raise UserError(f"--{argument} {name} cannot be read: {one_line(error.__cause__ or error)}") from error
+
+
+def _load(where: str, path: str, name: str | None = None, *, split: str = "train", **kwargs: Any) -> Dataset:
+    disable_progress_bar()
+    try:
+        return load_dataset(path, name, split=split, download_mode=DownloadMode.REUSE_DATASET_IF_EXISTS, **kwargs)
+    except READING_ERRORS as error:
+        cause = error.__cause__ or error
+        raise UserError(f"{where} cannot be read: {one_line(cause)}") from error
+    finally:
+        enable_progress_bar()
+
+
+def check_rows(data: Dataset, where: str, columns: Iterable[str]) -> None:
+    """Refuse an empty split, and one that lacks a column."""
+    for column in columns:
+        if column not in data.column_names:
+            raise UserError(f"{where} has no column {column!r}; its columns are {', '.join(data.column_names)}.")
+    if len(data) == 0:
+        raise UserError(f"{where} is empty: at least one row is needed.")
+
+
+def check_texts(data: Dataset, where: str, columns: Iterable[str]) -> None:
+    """Refuse rows whose text is missing or is no text."""
+    for column in columns:
+        for row, value in enumerate(data[column][:]):
+            if not isinstance(value, str):
+                raise UserError(f"{where}, row {row}: {column!r} must be text, got {value!r}.")
+
+
+def class_names(data: Dataset, column: str) -> list[str]:
+    """Return the names of the classes, in the order of their numbers."""
+    feature = data.features[column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    values = [value for value in data.unique(column) if value is not None and value == value]
+    if not values or isinstance(values[0], str):
+        return sorted(values)
+    return [str(number) for number in range(max(map(int, values)) + 1)]
+
+
+def encode_labels(data: Dataset, where: str, column: str, names: Sequence[str]) -> list[int]:
+    """Return the labels as class numbers. Takes numbers, names, and ClassLabel columns in any order of the names."""
+    feature = data.features[column]
+    values = data[column][:]
+    if isinstance(feature, ClassLabel) and set(feature.names) <= set(names):
+        values = [feature.int2str(value) if value is not None and 0 <= value < len(feature.names) else value for value in values]
+    numbers = {name: number for number, name in enumerate(names)}
+    return [_class_number(value, numbers, f"{where}, row {row}: {column!r}") for row, value in enumerate(values)]
+
+
+def _class_number(value: Any, numbers: dict[str, int], where: str) -> int:
+    if value is None or value != value:
+        raise UserError(f"{where} is missing or NaN: fill it in or drop the row.")
+    if isinstance(value, str) and value in numbers:
+        return numbers[value]
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not number.is_integer() or not 0 <= number < len(numbers):
+        classes = ", ".join(list(numbers)[:10])
+        raise UserError(f"{where} must be a number from 0 to {len(numbers) - 1} or one of {classes}; got {value!r}.")
+    return int(number)
+
+
+def encode_scores(data: Dataset, where: str, column: str, low: float, high: float) -> list[float]:
+    """Return the labels of a regression task as floats in [low, high]."""
+    scores = []
+    for row, value in enumerate(data[column][:]):
+        try:
+            score = float("nan") if value is None else float(value)
+        except (TypeError, ValueError):
+            score = float("nan")
+        if not low <= score <= high:
+            raise UserError(f"{where}, row {row}: {column!r} must be a number from {low:g} to {high:g}, got {value!r}.")
+        scores.append(score)
+    return scores
+
+
+def sample(data: Dataset, count: int | None, *, seed: int | None = None) -> Dataset:
+    """Return the first `count` rows, or with a seed a random choice of so many."""
+    if count is None or count >= len(data):
+        return data
+    if seed is None:
+        return data.select(range(count))
+    return data.select(np.random.default_rng(seed).permutation(len(data))[:count])

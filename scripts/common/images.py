@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How do images become pixels? Decode them once when they are few, on access when they are many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import UnidentifiedImageError
+from torch.utils.data import Dataset as TorchDataset
+from transformers import AutoImageProcessor
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+from scripts.common.arguments import ScriptArguments
+from scripts.common.errors import UserError, one_line
+from scripts.common.models import LOADING_ERRORS
+
+_IN_MEMORY = 2**30  # bytes of pixels up to which decoding once beats decoding in every epoch
+_CHUNK = 256
+
+
+class Images(TorchDataset):
+    """Pixels and labels of one split."""
+
+    def __init__(self, data: Dataset, where: str, column: str, labels: list[int] | None, processor: Any) -> None:
+        self.data, self.where, self.column, self.labels, self.processor = data, where, column, labels, processor
+        self.pixels: torch.Tensor | None = None
+        first = self._decode(slice(0, 1))
+        if first.nbytes * len(data) <= _IN_MEMORY:
+            starts = range(0, len(data), _CHUNK)
+            self.pixels = torch.cat([self._decode(slice(start, start + _CHUNK)) for start in starts])
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = self._decode(slice(index, index + 1))[0] if self.pixels is None else self.pixels[index]
+        return {"pixel_values": pixels} | ({} if self.labels is None else {"labels": self.labels[index]})
+
+    def _decode(self, rows: slice) -> torch.Tensor:
+        try:
+            # Pipelines convert to RGB as well: what the model sees must not depend on who calls it.
+            images = [image.convert("RGB") for image in self.data[rows][self.column]]
+            return self.processor(images=images, return_tensors="pt")["pixel_values"]
+        except (AttributeError, OSError, ValueError, UnidentifiedImageError) as error:
+            where = f"{self.where}, rows {rows.start} to {min(rows.stop, len(self.data)) - 1}"
+            raise UserError(f"{where}: an image is missing or cannot be read: {one_line(error)}") from error
+
+
+def load_processor(args: ScriptArguments, config: Any) -> Any:
+    """Return the checkpoint's image processor, or a plain one for a model built from a config."""
+    source = args.image_processor_name or args.model_name_or_path
+    if source is not None:
+        try:
+            return AutoImageProcessor.from_pretrained(
+                source, revision=args.model_revision, trust_remote_code=args.trust_remote_code, use_fast=False
+            )
+        except LOADING_ERRORS as error:
+            raise UserError(f"no image processor in {source} (--image_processor_name): {one_line(error)}") from error
+    if getattr(config, "num_channels", 3) != 3:
+        raise UserError(f"--config_overrides: num_channels must be 3 (images are read as RGB), got {config.num_channels}.")
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    half = [0.5, 0.5, 0.5]
+    # The Pil class by name: it needs no torchvision, and both kinds of installation can load what it saves.
+    return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half)
+
+
+def find_column(data: Dataset, where: str, argument: str, given: str | None, usual: tuple[str, ...]) -> str:
+    """Return the column the user named, or the one with a usual name."""
+    if given is not None:
+        if given not in data.column_names:
+            raise UserError(f"--{argument} {given}: {where} has the columns {', '.join(data.column_names)}.")
+        return given
+    for name in usual:
+        if name in data.column_names:
+            return name
+    raise UserError(f"{where} has the columns {', '.join(data.column_names)}: say which one with --{argument}.")
+
+
+def as_images(data: Dataset, where: str, column: str) -> Dataset:
+    """Let `datasets` decode the column, which a parquet file without its metadata holds as bytes or paths."""
+    if isinstance(data.features[column], ImageFeature):
+        return data
+    try:
+        return data.cast_column(column, ImageFeature())
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: column {column!r} holds no images: {one_line(error)}") from error

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tune a Hugging Face classifier, or train one from scratch, with Sharpness-Aware Minimization.
+
+    python scripts/finetune.py                                       # a small ViT on scikit-learn's digits
+    python scripts/finetune.py scripts/recipes/digits_noise_sam.yaml --rho 0.2
+    accelerate launch scripts/finetune.py --task sst2 --model_name_or_path google-bert/bert-base-uncased --rho 0.05
+
+A recipe is a YAML file of arguments; the command line wins over it. `--sam_variant none` is the plain Trainer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# `python scripts/finetune.py` puts scripts/ on the path, the imports below need the folder above it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from transformers import EarlyStoppingCallback, set_seed
+
+from hf_sam import SAMTrainer
+from scripts.common.arguments import ScriptArguments
+from scripts.common.checkpoints import check_output_dir, check_same_model, clear_output_dir, find_checkpoint
+from scripts.common.errors import UserError, one_line
+from scripts.common.parsing import parse
+from scripts.common.summary import finite, run_facts, show
+from scripts.tasks import TASKS, Task
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script; wrong input is one line on stderr and status 2."""
+    try:
+        script_args, training_args = parse(
+            sys.argv[1:] if argv is None else argv, {name: entry.defaults for name, entry in TASKS.items()}
+        )
+        finetune(script_args, training_args)
+    except UserError as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) <= 0:  # once, not once per process
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
+    """Train, evaluate and predict as the arguments say. Returns what is in all_results.json."""
+    started = time.perf_counter()
+    folder = Path(training.output_dir)
+    checkpoint = find_checkpoint(training.resume_from_checkpoint, folder)
+    if training.do_train:
+        check_output_dir(folder, resume=checkpoint is not None, overwrite=args.overwrite_output_dir)
+    if args.torch_threads is not None:
+        torch.set_num_threads(args.torch_threads)
+    set_seed(training.seed)
+    task = TASKS[args.task].build(args, training)
+    if checkpoint is not None:
+        check_same_model(checkpoint, task.model)
+    trainer = make_trainer(args, training, task)
+    if args.overwrite_output_dir and training.should_save and checkpoint is None:
+        clear_output_dir(folder)
+
+    results = _train(trainer, task, checkpoint) if training.do_train else {}
+    if training.do_eval:
+        results |= _evaluate(trainer, task)
+    if training.do_predict:
+        results |= _predict(trainer, task, folder)
+    facts = run_facts(args, training, task, trainer.state.log_history)
+    facts["wall_time"] = time.perf_counter() - started
+    results |= _save(trainer, "run", facts)
+    _publish(args, training, task, trainer)
+    if trainer.is_world_process_zero():
+        show(task, results, folder / "merged" if _is_merged(args, task) else folder)
+    return results
+
+
+def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer:
+    """Put the task into a trainer."""
+    callbacks = []
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+    evaluation = {name: split.data for name, split in task.evaluation.items()}
+    try:
+        return SAMTrainer(
+            model=task.model,
+            args=training,
+            train_dataset=task.train,
+            eval_dataset=evaluation.get("", evaluation or None),
+            data_collator=task.data_collator,
+            processing_class=task.processing_class,
+            compute_loss_func=task.compute_loss,
+            compute_metrics=task.compute_metrics,
+            callbacks=callbacks,
+        )
+    except (ValueError, NotImplementedError, ImportError, OSError) as error:
+        raise UserError(one_line(error)) from error
+
+
+def _train(trainer: SAMTrainer, task: Task, checkpoint: Path | None) -> dict[str, Any]:
+    output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.save_model()
+    trainer.save_state()
+    return _save(trainer, "train", {**output.metrics, "train_samples": len(task.train)})
+
+
+def _evaluate(trainer: SAMTrainer, task: Task) -> dict[str, Any]:
+    samples = sum(len(split.data) for split in task.evaluation.values())
+    return _save(trainer, "eval", {**trainer.evaluate(), "eval_samples": samples})
+
+
+def _predict(trainer: SAMTrainer, task: Task, folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    for name, split in task.test.items():
+        output = trainer.predict(split.data, metric_key_prefix=f"test_{name}" if name else "test")
+        results |= output.metrics
+        if trainer.is_world_process_zero():
+            task.write_predictions(split, output.predictions, folder)
+    return _save(trainer, "predict", results)
+
+
+def _save(trainer: SAMTrainer, name: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    metrics = finite(metrics)
+    trainer.save_metrics(name, metrics)
+    return metrics
+
+
+def _publish(args: ScriptArguments, training: Any, task: Task, trainer: SAMTrainer) -> None:
+    card = dict(task.card)
+    if args.model_name_or_path and not Path(args.model_name_or_path).is_dir():
+        card["finetuned_from"] = args.model_name_or_path
+    if training.push_to_hub:
+        trainer.push_to_hub(**card)
+    elif training.do_train:
+        trainer.create_model_card(**card)
+    if _is_merged(args, task) and training.should_save and training.do_train:
+        merged = Path(training.output_dir) / "merged"
+        task.model.merge_and_unload().save_pretrained(merged)
+        task.processing_class.save_pretrained(merged)
+
+
+def _is_merged(args: ScriptArguments, task: Task) -> bool:
+    return args.lora_merge and hasattr(task.model, "merge_and_unload")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

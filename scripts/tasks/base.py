@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is a task? Everything the driver needs to train, evaluate and predict, and nothing about how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.common.losses import Loss
+
+
+@dataclass
+class Split:
+    """A set to evaluate or to predict on."""
+
+    data: Any
+    labelled: bool = True
+    file_name: str = "predictions.tsv"
+
+
+@dataclass
+class Task:
+    """One learning problem, ready for a Trainer."""
+
+    name: str
+    model: Any
+    train: Any
+    evaluation: dict[str, Split]  # the key is "" unless there are several, as for MNLI
+    test: dict[str, Split]
+    processing_class: Any  # tokenizer or image processor: saved with the model, so that a pipeline finds it
+    compute_loss: Loss
+    compute_metrics: Callable[[Any], dict[str, float]]
+    format_predictions: Callable[[np.ndarray], list[str]]
+    pipeline: str  # the name of the transformers pipeline that loads the result
+    auto_class: str
+    example: str  # Python expression for the pipeline's input, shown in the summary
+    main_metric: str
+    data_collator: Any = None
+    flipped_labels: int = 0
+    card: dict[str, Any] = field(default_factory=dict)
+
+    def write_predictions(self, split: Split, logits: Any, folder: Path) -> Path:
+        """Write one prediction per line in GLUE's format: the row's index and what was predicted."""
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        lines = [f"{row}\t{text}" for row, text in enumerate(self.format_predictions(np.asarray(logits)))]
+        path = folder / split.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(["index\tprediction", *lines]) + "\n", encoding="utf-8")
+        return path
+
+
+def noise_seed(training: Any) -> int:
+    """Return the seed of what is random in the data: which rows are taken, which labels are flipped."""
+    return training.seed if training.data_seed is None else training.data_seed
