@@ -57,7 +57,7 @@ class Averages:
             return {}
         *totals, usable = self._sums.tolist()
         descents = len(self._rhos)
-        logs = {"sam/rho": statistics.fmean(self._rhos)}
+        logs = {"sam/rho": statistics.mean(self._rhos)}
         for key, total, count in zip(MEASURED, totals[:3], totals[3:], strict=True):
             if count:
                 logs[key] = total / count

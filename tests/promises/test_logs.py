@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Promises 6, 8 and 9: the clean loss is reported, a bad gradient does no harm, epsilon is measured."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_sam import SAMConfig, SAMTrainer
+from tests.promises.runs import differences, fingerprint, trainer_for, weights
+from tests.promises.test_one_epsilon import without_dropout
+
+KEYS = {"sam/rho", "sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine", "sam/skipped"}
+
+
+def training_logs(trainer: Any) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_the_first_loss_is_the_plain_trainers_although_weights_were_perturbed(tmp_path: Any) -> None:
+    plain = trainer_for("llama", tmp_path, sam=None, gradient_accumulation_steps=2, max_steps=1)
+    plain.train()
+    sharp = trainer_for("llama", tmp_path, sam=SAMConfig(rho=0.5), gradient_accumulation_steps=2, max_steps=1)
+    sharp.train()
+    assert training_logs(plain)[0]["loss"] == training_logs(sharp)[0]["loss"]
+    assert training_logs(sharp)[0]["sam/sharpness"] > 1e-3
+
+
+@pytest.mark.parametrize("scope", ["batch", "micro_batch"])
+def test_every_key_is_in_every_training_log_and_in_no_other(scope: str, tmp_path: Any) -> None:
+    sam = SAMConfig(rho=0.1, sam_scope=scope)
+    trainer = trainer_for("bert", tmp_path, sam=sam, gradient_accumulation_steps=2, logging_steps=3)
+    trainer.train()
+    logs = training_logs(trainer)
+    assert logs
+    assert all(set(entry) >= KEYS for entry in logs)
+    others = [entry for entry in trainer.state.log_history if "loss" not in entry]
+    assert others
+    assert not any(set(entry) & KEYS for entry in others)
+    assert all(math.isclose(entry["sam/epsilon_norm"], 0.1, rel_tol=1e-5) for entry in logs)
+    assert all(entry["sam/rho"] == 0.1 and entry["sam/skipped"] == 0 for entry in logs)
+
+
+def hand_computed(model: nn.Module, batches: list[dict[str, torch.Tensor]], rho: float) -> tuple[float, float]:
+    """Return L(w + epsilon) - L(w) and cos(g, h) of one window, in float64, one formula at a time."""
+    model = copy.deepcopy(model).double()
+    params = list(model.parameters())
+    items = sum((b["labels"][:, 1:] != -100).sum().item() for b in batches)
+
+    def loss_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        losses = []
+        for batch in batches:
+            logits = model(input_ids=batch["input_ids"]).logits[:, :-1].double()
+            targets = batch["labels"][:, 1:]
+            losses.append(
+                nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=-100)
+            )
+        loss = sum(losses) / items
+        return loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)])
+
+    clean, g = loss_and_gradient()
+    vector = nn.utils.parameters_to_vector(params)
+    nn.utils.vector_to_parameters((vector + rho * g / g.norm()).detach(), params)
+    perturbed, h = loss_and_gradient()
+    return (perturbed - clean).item(), (g @ h / (g.norm() * h.norm())).item()
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_sharpness_and_cosine_are_what_the_formulas_say(accumulation: int, tmp_path: Any) -> None:
+    class Recording(SAMTrainer):
+        def training_step(self, model: nn.Module, inputs: Any, *args: Any) -> Any:
+            self.batches.append({k: v.clone() for k, v in inputs.items()})
+            return super().training_step(model, inputs, *args)
+
+    trainer = trainer_for(
+        "llama",
+        tmp_path,
+        sam=SAMConfig(rho=0.2),
+        classes=(SAMTrainer, Recording),
+        prepare=without_dropout,
+        gradient_accumulation_steps=accumulation,
+        max_steps=1,
+    )
+    trainer.batches = []
+    start = copy.deepcopy(trainer.model)
+    trainer.train()
+    rise, cosine = hand_computed(start, trainer.batches, rho=0.2)
+    entry = training_logs(trainer)[0]
+    assert len(trainer.batches) == accumulation
+    assert entry["sam/sharpness"] == pytest.approx(rise, rel=1e-3)
+    assert entry["sam/grad_cosine"] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_asam_measures_the_cosine_of_the_gradients_not_of_epsilon(tmp_path: Any) -> None:
+    """At a vanishing radius both passes have the same gradient, while epsilon points elsewhere."""
+    for eta in (0.01, 0.0):
+        sam = SAMConfig(rho=1e-3, sam_variant="asam", sam_variant_kwargs={"eta": eta})
+        trainer = trainer_for("resnet", tmp_path, sam=sam, max_steps=2)
+        trainer.train()
+        assert training_logs(trainer)[-1]["sam/grad_cosine"] == pytest.approx(1.0, abs=1e-2)
+
+
+class BadGradient(SAMTrainer):
+    """Multiplies the loss at optimizer step 1 by a number that makes its gradient zero, infinite or nan."""
+
+    factor = 0.0
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        return loss * self.factor if self.state.global_step == 1 else loss
+
+
+@pytest.mark.parametrize("scope", ["batch", "micro_batch"])
+@pytest.mark.parametrize("variant", ["sam", "asam"])
+@pytest.mark.parametrize("factor", [0.0, 1e-30, math.inf, math.nan])
+def test_a_bad_gradient_leaves_epsilon_out_and_is_counted(
+    factor: float, variant: str, scope: str, tmp_path: Any
+) -> None:
+    class Watching(BadGradient):
+        def _plain_step(self, model: nn.Module, micro_batch: Any) -> Any:
+            if self.in_descent_pass and self.state.global_step == 1:
+                self.during.append(weights(self))
+            return super()._plain_step(model, micro_batch)
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            self.before = weights(self)
+            return super().training_step(*args, **kwargs)
+
+    watching = type("Watching", (Watching,), {"factor": factor})
+    trainer = trainer_for(
+        "bert",
+        tmp_path,
+        sam=SAMConfig(rho=0.5, sam_variant=variant, sam_scope=scope),
+        classes=(SAMTrainer, watching),
+        gradient_accumulation_steps=2,
+        max_steps=2,
+        max_grad_norm=0.0,
+        optim="sgd",
+    )
+    trainer.during = []
+    trainer.train()
+    bad = training_logs(trainer)[1]
+    assert len(trainer.during) == 2
+    assert all(torch.equal(seen, trainer.before) for seen in trainer.during)
+    assert bad["sam/skipped"] == 1.0
+    assert not {"sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine"} & set(bad)
+    assert training_logs(trainer)[0]["sam/skipped"] == 0.0
+
+
+def test_at_rho_above_zero_the_random_streams_still_end_where_the_plain_trainers_do(tmp_path: Any) -> None:
+    plain = trainer_for("bert", tmp_path, sam=None, gradient_accumulation_steps=3)
+    plain.train()
+    expected = fingerprint(plain)
+    sharp = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.3), gradient_accumulation_steps=3)
+    sharp.train()
+    changed = differences(expected, fingerprint(sharp))
+    assert not any("streams" in name for name in changed)
+    assert any("weight" in name for name in changed)  # it did train differently
+
+
+def test_batch_statistics_count_the_clean_passes_only(tmp_path: Any) -> None:
+    trainer = trainer_for("resnet", tmp_path, sam=SAMConfig(rho=0.3), gradient_accumulation_steps=2)
+    trainer.train()
+    counts = {b.item() for n, b in trainer.model.named_buffers() if "num_batches_tracked" in n}
+    assert counts == {14}  # 26 examples in batches of four, two epochs: one count per micro-batch
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_weights_are_warned_about_once_with_the_measured_ratio(
+    dtype: torch.dtype, tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=1e-5), prepare=lambda m: m.to(dtype), logging_steps=7)
+    with caplog.at_level(logging.WARNING, logger="hf_sam"):
+        trainer.train()
+    (record,) = [r for r in caplog.records if r.name.startswith("hf_sam")]
+    asked, realised, ratio = record.args
+    assert asked == pytest.approx(1e-5, rel=0.02)
+    assert ratio == pytest.approx(realised / asked)
+    assert ratio < 0.9  # the radius is so small that rounding eats part of it
+    assert "dtype=torch.float32" in record.getMessage()
+    assert "bf16=True" in record.getMessage()
+
+
+def test_32_bit_weights_are_not_warned_about(tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="hf_sam"):
+        trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.001), bf16=True, max_steps=2).train()
+    assert not [r for r in caplog.records if r.name.startswith("hf_sam")]
+
+
+def test_nothing_of_ours_lives_in_the_optimizers_state(tmp_path: Any) -> None:
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.1, sam_variant="asam"))
+    trainer.train()
+    keys = {key for entry in trainer.optimizer.state_dict()["state"].values() for key in entry}
+    assert keys == {"step", "exp_avg", "exp_avg_sq"}
