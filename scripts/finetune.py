@@ -29,7 +29,8 @@ from scripts.common.checkpoints import check_output_dir, check_same_model, clear
 from scripts.common.errors import UserError, one_line
 from scripts.common.parsing import parse
 from scripts.common.summary import finite, run_facts, show
-from scripts.tasks import TASKS, Task
+from scripts.tasks import TASKS
+from scripts.tasks.base import Task
 
 
 def main(argv: Sequence[str] | None = None) -> int:

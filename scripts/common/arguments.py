@@ -17,16 +17,14 @@ def _option(default: Any, text: str) -> Any:
 class ScriptArguments:
     """Data, model, adapters and the run. One field is one `--argument` and one recipe key."""
 
-    task: str = _option(
-        "digits", "digits, image, or a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli."
-    )
+    task: str = _option("digits", "digits, image, or a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli.")
 
     # --- model
     model_name_or_path: str | None = _option(None, "Pretrained model: a Hub name or a folder.")
     model_type: str | None = _option(None, "Train from scratch: the architecture, such as bert or vit.")
     config_name: str | None = _option(None, "Train from scratch: a Hub name or folder to take the config from.")
     config_overrides: str | None = _option(
-        None, 'JSON object of config values to change, such as \'{"hidden_size": 64}\'.'
+        None, "JSON object of config values to change, such as '{\"hidden_size\": 64}'."
     )
     tokenizer_name: str | None = _option(None, "Tokenizer, if it is not the model's own.")
     image_processor_name: str | None = _option(None, "Image processor, if it is not the model's own.")
@@ -34,7 +32,7 @@ class ScriptArguments:
     trust_remote_code: bool = _option(False, "Run model code that comes with the checkpoint.")
     dtype: str = _option(
         "float32",
-        "What the weights are stored in: float32, bfloat16, float16. SAM's step is too small for 16 bits; use --bf16 instead.",
+        "How weights are stored: float32, bfloat16, float16. SAM's step is too small for 16 bits: rather use --bf16.",
     )
     ignore_mismatched_sizes: bool = _option(False, "Replace a head whose size does not fit the labels by a new one.")
 
@@ -67,9 +65,11 @@ class ScriptArguments:
 
     # --- adapters
     lora_r: int | None = _option(None, "Train LoRA adapters of this rank instead of all weights.")
-    lora_alpha: float | None = _option(None, "LoRA scale; 2 x lora_r when not given.")
+    lora_alpha: int | None = _option(None, "LoRA scale; 2 x lora_r when not given.")
     lora_dropout: float = _option(0.0, "LoRA dropout.")
-    lora_target_modules: list[str] | None = _option(None, "Layers that get adapters; all linear layers when not given.")
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Layers that get adapters; all linear layers when not given."}
+    )
     lora_merge: bool = _option(True, "Also save the model with its adapters merged in, in <output_dir>/merged.")
 
     # --- run

@@ -57,7 +57,7 @@ def find_checkpoint(resume: str | bool | None, folder: Path) -> Path | None:
     if resume is None or str(resume).lower() in ("false", "no"):
         return None
     if str(resume).lower() not in ("true", "yes"):
-        path = Path(resume)
+        path = Path(str(resume))
         if not path.is_dir():
             raise UserError(f"--resume_from_checkpoint {path} does not exist (or is no folder).")
         if damage := find_damage(path):
@@ -114,7 +114,9 @@ def check_same_model(checkpoint: Path, model: Any) -> None:
         is_adapter = name.startswith("adapter")
         if is_adapter != hasattr(model, "peft_config"):
             kind = "LoRA adapters" if is_adapter else "a whole model"
-            raise UserError(f"--resume_from_checkpoint {checkpoint} holds {kind}: --lora_r must be as in the run before.")
+            raise UserError(
+                f"--resume_from_checkpoint {checkpoint} holds {kind}: --lora_r must be as in the run before."
+            )
         if not is_adapter:
             _check_shapes(checkpoint, name, model)
 

@@ -59,16 +59,19 @@ def _load(where: str, path: str, name: str | None = None, *, split: str = "train
         return load_dataset(path, name, split=split, download_mode=DownloadMode.REUSE_DATASET_IF_EXISTS, **kwargs)
     except READING_ERRORS as error:
         cause = error.__cause__ or error
+        if "corresponds to no data" in str(cause):
+            raise UserError(f"{where} is empty: at least one row is needed.") from error
         raise UserError(f"{where} cannot be read: {one_line(cause)}") from error
     finally:
         enable_progress_bar()
 
 
-def check_rows(data: Dataset, where: str, columns: Iterable[str]) -> None:
-    """Refuse an empty split, and one that lacks a column."""
-    for column in columns:
-        if column not in data.column_names:
-            raise UserError(f"{where} has no column {column!r}; its columns are {', '.join(data.column_names)}.")
+def check_rows(data: Dataset, where: str, columns: Iterable[str], label: str | None = None) -> None:
+    """Refuse an empty split, and one that lacks a column. `label` is the column that an argument can name."""
+    for column in (*columns, label):
+        if column is not None and column not in data.column_names:
+            hint = " (--label_column names another)" if column == label else ""
+            raise UserError(f"{where} has no column {column!r}{hint}; it has {', '.join(data.column_names)}.")
     if len(data) == 0:
         raise UserError(f"{where} is empty: at least one row is needed.")
 
@@ -97,7 +100,10 @@ def encode_labels(data: Dataset, where: str, column: str, names: Sequence[str]) 
     feature = data.features[column]
     values = data[column][:]
     if isinstance(feature, ClassLabel) and set(feature.names) <= set(names):
-        values = [feature.int2str(value) if value is not None and 0 <= value < len(feature.names) else value for value in values]
+        values = [
+            feature.int2str(value) if value is not None and 0 <= value < len(feature.names) else value
+            for value in values
+        ]
     numbers = {name: number for number, name in enumerate(names)}
     return [_class_number(value, numbers, f"{where}, row {row}: {column!r}") for row, value in enumerate(values)]
 

@@ -60,7 +60,9 @@ def load_processor(args: ScriptArguments, config: Any) -> Any:
         except LOADING_ERRORS as error:
             raise UserError(f"no image processor in {source} (--image_processor_name): {one_line(error)}") from error
     if getattr(config, "num_channels", 3) != 3:
-        raise UserError(f"--config_overrides: num_channels must be 3 (images are read as RGB), got {config.num_channels}.")
+        raise UserError(
+            f"--config_overrides: num_channels must be 3 (images are read as RGB), got {config.num_channels}."
+        )
     size = getattr(config, "image_size", 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     half = [0.5, 0.5, 0.5]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which loss does the trainer minimise, so that accumulation does not change the model?
 
-Heads such as BERT's accept `num_items_in_batch` through `**kwargs` and then ignore it: Trainer believes their mean loss to
-be divided by the whole batch already, and four micro-batches give a gradient four times too long. A loss of our own that
-divides by `num_items_in_batch` is right for every head, and for micro-batches of different size.
+Heads such as BERT's accept `num_items_in_batch` through `**kwargs` and then ignore it: Trainer believes their mean loss
+to be divided by the whole batch already, and four micro-batches give a gradient four times too long. A loss of our own
+that divides by `num_items_in_batch` is right for every head, and for micro-batches of different size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def classification_loss(label_smoothing: float = 0.0) -> Loss:
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         logits = _logits(outputs).float()
-        total = functional.cross_entropy(logits, labels.to(logits.device), reduction="sum", label_smoothing=label_smoothing)
+        total = functional.cross_entropy(
+            logits, labels.to(logits.device), reduction="sum", label_smoothing=label_smoothing
+        )
         return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return loss

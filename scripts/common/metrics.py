@@ -94,7 +94,9 @@ def _varies(values: np.ndarray) -> bool:
     return bool(np.ptp(values) > 1e-13 * np.abs(values).max())
 
 
-def make_compute_metrics(metrics: Sequence[LocalMetric], *, regression: bool = False) -> Callable[[Any], dict[str, float]]:
+def make_compute_metrics(
+    metrics: Sequence[LocalMetric], *, regression: bool = False
+) -> Callable[[Any], dict[str, float]]:
     """Return Trainer's `compute_metrics`; more than one metric adds their mean, `combined_score`, as GLUE does."""
 
     def compute_metrics(output: Any) -> dict[str, float]:

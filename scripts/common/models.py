@@ -17,7 +17,16 @@ from scripts.common.arguments import ScriptArguments
 from scripts.common.errors import UserError, one_line
 
 # What transformers raises for a name that is no model, a broken file, no network, and a wrong value in a config.
-LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, HfHubHTTPError, StrictDataclassError)
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+    SafetensorError,
+    HfHubHTTPError,
+    StrictDataclassError,
+)
 
 
 def load_config(args: ScriptArguments, names: Sequence[str] | None, *, keep_labels: bool = False) -> Any:
@@ -62,7 +71,10 @@ def _override(config: Any, text: str | None) -> None:
             close = difflib.get_close_matches(key, known, n=1)
             guess = f", did you mean {close[0]!r}?" if close else ""
             raise UserError(f"--config_overrides: {config.model_type} has no {key!r}{guess}.")
-        setattr(config, key, value)
+        try:
+            setattr(config, key, value)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise UserError(f"--config_overrides: {one_line(error)}") from error
 
 
 def _set_labels(config: Any, names: Sequence[str] | None) -> None:
@@ -96,7 +108,9 @@ def load_model(args: ScriptArguments, auto_class: Any, config: Any) -> Any:
         )
     except LOADING_ERRORS as error:
         hint = " (--ignore_mismatched_sizes starts with a new head)" if "mismatch" in str(error) else ""
-        raise UserError(f"{where} cannot be loaded as a {config.model_type} classifier{hint}: {one_line(error)}") from error
+        raise UserError(
+            f"{where} cannot be loaded as a {config.model_type} classifier{hint}: {one_line(error)}"
+        ) from error
     body = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
     if body and body <= set(info["missing_keys"]):
         raise UserError(f"{where} holds no weights of a {config.model_type}: it is a checkpoint of another model.")
@@ -132,4 +146,4 @@ def add_lora(args: ScriptArguments, model: Any) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"--lora_target_modules: {one_line(error)}") from error
+        raise UserError(f"--lora_target_modules {config.target_modules}: {one_line(error)}") from error

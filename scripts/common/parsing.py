@@ -36,6 +36,19 @@ class _Parser(HfArgumentParser):
         raise UserError(message)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where PyYAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.YAMLError(f"{key!r} is there twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def make_parser() -> HfArgumentParser:
     """Build the parser of everything `finetune.py` understands."""
     return _Parser(
@@ -70,7 +83,7 @@ def parse(argv: Sequence[str], task_defaults: dict[str, dict[str, Any]]) -> tupl
 def read_recipe(path: Path) -> list[str]:
     """Return the recipe as command line tokens, so that both sources go through the same checks."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise UserError(f"recipe {path} does not exist.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -114,18 +127,24 @@ def _given(tokens: list[str]) -> dict[str, Any]:
 
 def _check_two_sources(given: dict[str, Any]) -> None:
     if given.get("max_steps", -1) > 0 and "num_train_epochs" in given:
-        raise UserError("--max_steps and --num_train_epochs both say how long to train: give one (--max_steps -1 undoes a recipe's).")
+        raise UserError(
+            "--max_steps and --num_train_epochs both say how long to train: give one (or add --max_steps -1)."
+        )
 
 
 def _derived(task: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Defaults that follow from what was given."""
     derived: dict[str, Any] = {"output_dir": f"outputs/{task}-{given.get('sam_variant', 'sam')}"}
+    if given.get("do_eval") is False:
+        derived["eval_strategy"] = "no"
     if "early_stopping_patience" not in given and not given.get("load_best_model_at_end"):
         derived["metric_for_best_model"] = None  # without a best model to keep, nothing has to be compared
     else:
         strategy = given.get("eval_strategy", defaults.get("eval_strategy", DEFAULTS["eval_strategy"]))
         if strategy == "no":
-            raise UserError("--early_stopping_patience needs evaluations: --eval_strategy must be steps or epoch, got no.")
+            raise UserError(
+                "--early_stopping_patience needs evaluations: --eval_strategy must be steps or epoch, got no."
+            )
         derived |= {"load_best_model_at_end": True, "save_strategy": strategy}
         if "eval_steps" in given or "eval_steps" in defaults:
             derived["save_steps"] = given.get("eval_steps", defaults.get("eval_steps"))

@@ -67,10 +67,16 @@ def _lines(task: Task, results: dict[str, Any], folder: Path) -> list[tuple[str,
         method += f", rho {results['rho']:g}"
     lines = [("model", f"{type(task.model).__name__}, {results['parameters']:,} parameters"), ("method", method)]
     if results["label_noise"]:
-        lines.append(("label noise", f"{results['flipped_labels']:,} training labels ({results['label_noise']:.0%}) are wrong"))
+        lines.append(
+            ("label noise", f"{results['flipped_labels']:,} training labels ({results['label_noise']:.0%}) are wrong")
+        )
     for key, value in results.items():
-        if key.startswith(("eval_", "test_")) and not key.endswith(("_runtime", "_per_second", "_samples", "_model_preparation_time")):
-            lines.append((key.replace("_", " "), "not finite: the training diverged" if value is None else f"{value:.4f}"))
+        if key.startswith(("eval_", "test_")) and not key.endswith(
+            ("_runtime", "_per_second", "_samples", "_model_preparation_time")
+        ):
+            lines.append(
+                (key.replace("_", " "), "not finite: the training diverged" if value is None else f"{value:.4f}")
+            )
     if results.get("sharpness") is not None:
         lines.append(("sharpness", f"{results['sharpness']:.4f}  (loss at w + eps minus loss at w, end of training)"))
     lines.append(("time", f"{results['wall_time']:.1f} s, of which training {results.get('train_runtime', 0):.1f} s"))

@@ -38,7 +38,6 @@ class Task:
     pipeline: str  # the name of the transformers pipeline that loads the result
     auto_class: str
     example: str  # Python expression for the pipeline's input, shown in the summary
-    main_metric: str
     data_collator: Any = None
     flipped_labels: int = 0
     card: dict[str, Any] = field(default_factory=dict)

@@ -15,7 +15,15 @@ from scripts.common.arguments import ScriptArguments
 from scripts.common.data import check_rows, check_texts, encode_labels, encode_scores, read_file, read_hub, sample
 from scripts.common.errors import UserError, one_line
 from scripts.common.losses import classification_loss, regression_loss
-from scripts.common.metrics import F1, Accuracy, LocalMetric, MatthewsCorrelation, Pearson, Spearman, make_compute_metrics
+from scripts.common.metrics import (
+    F1,
+    Accuracy,
+    LocalMetric,
+    MatthewsCorrelation,
+    Pearson,
+    Spearman,
+    make_compute_metrics,
+)
 from scripts.common.models import LOADING_ERRORS, add_lora, load_config, load_model
 from scripts.common.noise import flip_labels
 from scripts.tasks.base import Split, Task, noise_seed
@@ -55,9 +63,10 @@ GLUE: dict[str, GlueTask] = {
     "rte": GlueTask(_PAIR, _ENTAILMENT, "RTE", predicts_names=True),
     "wnli": GlueTask(_PAIR, ("not_entailment", "entailment"), "WNLI"),
 }
-# Set name -> file argument, split on the Hub, ending of the prediction file. MNLI has two of each.
-_ONE = {"": ("", "", "")}
-_TWO = {"matched": ("", "_matched", "-m"), "mismatched": ("_mismatched", "_mismatched", "-mm")}
+# Set name -> ending of the prediction file. MNLI has two evaluation and two test sets.
+_ONE = {"": ""}
+_TWO = {"matched": "-m", "mismatched": "-mm"}
+_CARD = {"tasks": "text-classification", "language": "en", "dataset_tags": "glue"}
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -72,31 +81,34 @@ def defaults(name: str) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Rows:
+    """One set, read and checked."""
+
+    data: Dataset
+    labels: list[Any] | None
+    flipped: int = 0
+
+
 def build(args: ScriptArguments, training: Any) -> Task:
     """Read and check the data, then the model."""
     spec = GLUE[args.task]
-    sets = _TWO if args.task == "mnli" else _ONE
-    if args.label_noise and not spec.classes:
-        raise UserError(f"--label_noise flips classes, but --task {args.task} has scores: leave it at 0.")
-    for name in (n for n in args.given_files() if getattr(args, n) and (n.endswith("_dir") or "mismatched" in n)):
-        if name.endswith("_dir") or args.task != "mnli":
-            raise UserError(f"--{name} does nothing with --task {args.task}: give --train_file, --validation_file.")
-    raw = _read(args, training, spec, sets)
+    _check_arguments(args, spec)
+    rows = _read(args, training, spec)
     config = load_config(args, spec.classes or None)
     tokenizer = _load_tokenizer(args, config)
-    tokenized = {
-        key: _tokenize(data, spec, tokenizer, args.max_length, labels) for key, (data, labels, _) in raw.items()
+    sets = {key: _tokenize(read, spec, tokenizer, args.max_length) for key, read in rows.items()}
+    test = {
+        name: Split(sets["test", name], rows["test", name].labels is not None, f"{spec.file_name}{ending}.tsv")
+        for name, ending in _sets(args).items()
+        if ("test", name) in rows
     }
     return Task(
         name=args.task,
         model=add_lora(args, load_model(args, AutoModelForSequenceClassification, config)),
-        train=tokenized.get(("train", "")),
-        evaluation={name: Split(tokenized["validation", name]) for name in sets if ("validation", name) in raw},
-        test={
-            name: Split(tokenized["test", name], raw["test", name][1] is not None, f"{spec.file_name}{ending}.tsv")
-            for name, (_, _, ending) in sets.items()
-            if ("test", name) in raw
-        },
+        train=sets.get(("train", "")),
+        evaluation={name: Split(data) for (split, name), data in sets.items() if split == "validation"},
+        test=test,
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if training.fp16 else None),
         compute_loss=classification_loss(training.label_smoothing_factor) if spec.classes else regression_loss(),
@@ -105,54 +117,68 @@ def build(args: ScriptArguments, training: Any) -> Task:
         pipeline="text-classification",
         auto_class="AutoModelForSequenceClassification",
         example='"A text."' if len(spec.columns) == 1 else '{"text": "One text.", "text_pair": "Another."}',
-        main_metric=f"matched_{spec.main_metric}" if args.task == "mnli" else spec.main_metric,
-        flipped_labels=raw["train", ""][2] if ("train", "") in raw else 0,
-        card={"tasks": "text-classification", "language": "en", "dataset_tags": "glue", "dataset_args": args.task}
-        | {"dataset": f"GLUE {args.task.upper()}"},
+        flipped_labels=rows["train", ""].flipped if ("train", "") in rows else 0,
+        card=_CARD | {"dataset_args": args.task, "dataset": f"GLUE {args.task.upper()}"},
     )
 
 
-Rows = tuple[Dataset, "list[int] | list[float] | None", int]
+def _check_arguments(args: ScriptArguments, spec: GlueTask) -> None:
+    if args.label_noise and not spec.classes:
+        raise UserError(f"--label_noise flips classes, but --task {args.task} has scores: leave it at 0.")
+    for name in (*args.given_files(), "dataset_name"):
+        foreign = not name.endswith("_file") or ("mismatched" in name and args.task != "mnli")
+        if foreign and getattr(args, name):
+            raise UserError(f"--{name} does nothing with --task {args.task}: use --train_file and --validation_file.")
 
 
-def _read(args: ScriptArguments, training: Any, spec: GlueTask, sets: dict[str, tuple[str, str, str]]) -> dict:
+def _sets(args: ScriptArguments) -> dict[str, str]:
+    return _TWO if args.task == "mnli" else _ONE
+
+
+def _read(args: ScriptArguments, training: Any, spec: GlueTask) -> dict[tuple[str, str], Rows]:
     rows: dict[tuple[str, str], Rows] = {}
     if training.do_train:
-        data, where = _open(args, "train", "train", "train_file", training.do_train)
-        data = sample(data, args.max_train_samples, seed=noise_seed(training))
-        labels = _labels(data, where, spec, args)
-        flipped = 0
-        if spec.classes:
-            share, seed = args.label_noise, noise_seed(training)
-            labels, flipped = flip_labels(labels or [], len(spec.classes), share=share, seed=seed)
-        rows["train", ""] = data, labels, flipped
+        rows["train", ""] = _read_train(args, training, spec)
     for split, wanted, limit in (
         ("validation", training.do_eval, args.max_eval_samples),
         ("test", training.do_predict, args.max_predict_samples),
     ):
-        for name, (file, ending, _) in sets.items() if wanted else ():
-            data, where = _open(args, split, split + ending, f"{split}{file}_file", wanted)
+        for name in _sets(args) if wanted else ():
+            data, where = _open(args, split, name)
             data = sample(data, limit)
-            rows[split, name] = data, _labels(data, where, spec, args, optional=split == "test"), 0
+            rows[split, name] = Rows(data, _labels(data, where, spec, args, optional=split == "test"))
     return rows
 
 
-def _open(args: ScriptArguments, split: str, hub_split: str, argument: str, wanted: bool) -> tuple[Dataset, str]:
+def _read_train(args: ScriptArguments, training: Any, spec: GlueTask) -> Rows:
+    seed = noise_seed(training)
+    data, where = _open(args, "train", "")
+    data = sample(data, args.max_train_samples, seed=seed)
+    labels = _labels(data, where, spec, args)
+    if labels is None or not args.label_noise:
+        return Rows(data, labels)
+    return Rows(data, *flip_labels(labels, len(spec.classes), share=args.label_noise, seed=seed))
+
+
+def _open(args: ScriptArguments, split: str, name: str) -> tuple[Dataset, str]:
+    """Return one set and how the user named it."""
+    argument = f"{split}_mismatched_file" if name == "mismatched" else f"{split}_file"
     path = getattr(args, argument)
     if path:
         return read_file(argument, path), f"--{argument} {path}"
-    if any(getattr(args, name) for name in args.given_files()):
-        flag = {"train": "--do_train False", "validation": "--do_eval False --eval_strategy no", "test": "no --do_predict"}
-        raise UserError(f"--{argument} is missing, and other local files are given: add it, or {flag[split]}.")
+    if any(getattr(args, file) for file in args.given_files()):
+        flag = {"train": "--do_train", "validation": "--do_eval", "test": "--do_predict"}[split]
+        raise UserError(f"--{argument} is missing, and other local files are given: add it, or {flag} False.")
+    hub_split = f"{split}_{name}" if name else split
     return read_hub(HUB, args.task, hub_split, argument="task"), f"{HUB} {args.task} ({hub_split})"
 
 
 def _labels(
     data: Dataset, where: str, spec: GlueTask, args: ScriptArguments, *, optional: bool = False
-) -> list[int] | list[float] | None:
+) -> list[Any] | None:
     column = args.label_column or "label"
     has_labels = column in data.column_names
-    check_rows(data, where, spec.columns if optional and not has_labels else (*spec.columns, column))
+    check_rows(data, where, spec.columns, label=None if optional else column)
     check_texts(data, where, spec.columns)
     if optional and (not has_labels or set(data.unique(column)) <= {None, -1}):  # GLUE's test labels are secret: -1
         return None
@@ -179,12 +205,12 @@ def _load_tokenizer(args: ScriptArguments, config: Any) -> Any:
     return tokenizer
 
 
-def _tokenize(data: Dataset, spec: GlueTask, tokenizer: Any, max_length: int, labels: Any) -> Dataset:
-    def encode(rows: dict[str, list[str]]) -> Any:
-        return tokenizer(*(rows[column] for column in spec.columns), truncation=True, max_length=max_length)
+def _tokenize(rows: Rows, spec: GlueTask, tokenizer: Any, max_length: int) -> Dataset:
+    def encode(batch: dict[str, list[str]]) -> Any:
+        return tokenizer(*(batch[column] for column in spec.columns), truncation=True, max_length=max_length)
 
-    encoded = data.map(encode, batched=True, remove_columns=data.column_names, desc="Tokenizing")
-    return encoded if labels is None else encoded.add_column("labels", labels)
+    encoded = rows.data.map(encode, batched=True, remove_columns=rows.data.column_names, desc="Tokenizing")
+    return encoded if rows.labels is None else encoded.add_column("labels", rows.labels)
 
 
 def _formatter(spec: GlueTask) -> Callable[[np.ndarray], list[str]]:

@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
 
 from scripts.common.arguments import ScriptArguments
-from scripts.common.data import check_rows, class_names, encode_labels, hub_splits, read_file, read_folder, read_hub, sample
+from scripts.common.data import (
+    check_rows,
+    class_names,
+    encode_labels,
+    hub_splits,
+    read_file,
+    read_folder,
+    read_hub,
+    sample,
+)
 from scripts.common.errors import UserError
 from scripts.common.images import Images, as_images, find_column, load_processor
 from scripts.common.losses import classification_loss
@@ -41,20 +50,34 @@ def assemble(args: ScriptArguments, training: Any, splits: Splits, *, card: dict
     first, where = next(iter(splits.values()))
     image_column = find_column(first, where, "image_column", args.image_column, ("image", "img"))
     label_column = find_column(first, where, "label_column", args.label_column, ("label", "labels"))
-    splits = {split: (_cut(args, training, split, *rows), rows[1]) for split, rows in splits.items()}
+    splits = {split: (_cut(args, training, split, data), where) for split, (data, where) in splits.items()}
     config, names = _config_and_names(args, splits, label_column)
+    model = add_lora(args, load_model(args, AutoModelForImageClassification, config))
     processor = load_processor(args, config)
     sets: dict[str, Images] = {}
     flipped = 0
     for split, (data, where) in splits.items():
-        check_rows(data, where, (image_column,) if split == "test" else (image_column, label_column))
+        check_rows(data, where, (image_column,), label=None if split == "test" else label_column)
         labels = encode_labels(data, where, label_column, names) if label_column in data.column_names else None
         if split == "train" and labels is not None:
             labels, flipped = flip_labels(labels, len(names), share=args.label_noise, seed=noise_seed(training))
         sets[split] = Images(as_images(data, where, image_column), where, image_column, labels, processor)
+    shown = {"tasks": "image-classification", **{key: value for key, value in card.items() if value}}
+    return _task(args, training, model, processor, sets, names, flipped_labels=flipped, card=shown)
+
+
+def _task(
+    args: ScriptArguments,
+    training: Any,
+    model: Any,
+    processor: Any,
+    sets: dict[str, Images],
+    names: list[str],
+    **facts: Any,
+) -> Task:
     return Task(
         name=args.task,
-        model=add_lora(args, load_model(args, AutoModelForImageClassification, config)),
+        model=model,
         train=sets.get("train"),
         evaluation={"": Split(sets["validation"])} if "validation" in sets else {},
         test={"": Split(sets["test"], sets["test"].labels is not None)} if "test" in sets else {},
@@ -65,16 +88,14 @@ def assemble(args: ScriptArguments, training: Any, splits: Splits, *, card: dict
         pipeline="image-classification",
         auto_class="AutoModelForImageClassification",
         example='"image.png"',
-        main_metric="accuracy",
-        flipped_labels=flipped,
-        card={"tasks": "image-classification", **{key: value for key, value in card.items() if value}},
+        **facts,
     )
 
 
 def _config_and_names(args: ScriptArguments, splits: Splits, column: str) -> tuple[Any, list[str]]:
     if "train" in splits:
         data, where = splits["train"]
-        check_rows(data, where, (column,))
+        check_rows(data, where, (), label=column)
         names = class_names(data, column)
         if len(names) < 2:
             raise UserError(f"{where} has labels of {len(names)} class: at least 2 are needed.")
@@ -85,7 +106,7 @@ def _config_and_names(args: ScriptArguments, splits: Splits, column: str) -> tup
     return config, [config.id2label[number] for number in sorted(config.id2label)]
 
 
-def _cut(args: ScriptArguments, training: Any, split: str, data: Dataset, where: str) -> Dataset:
+def _cut(args: ScriptArguments, training: Any, split: str, data: Dataset) -> Dataset:
     if split == "train":
         return sample(data, args.max_train_samples, seed=noise_seed(training))
     return sample(data, args.max_eval_samples if split == "validation" else args.max_predict_samples)
