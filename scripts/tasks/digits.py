@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-3,
     "per_device_train_batch_size": 64,
     "per_device_eval_batch_size": 256,
-    "num_train_epochs": 40,
+    "num_train_epochs": 35,
     "eval_strategy": "steps",
     "eval_steps": 230,
     "save_strategy": "steps",
@@ -39,7 +39,7 @@ SMALL_VIT: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
-    "intermediate_size": 256,
+    "intermediate_size": 128,
 }
 
 
