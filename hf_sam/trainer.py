@@ -201,16 +201,17 @@ class SAMTrainerMixin(_SomeTrainer):
             logger.warning("No SAM state in %s: SAM starts afresh from this checkpoint.", checkpoint)
             return
         written, state = saved
-        for name in FIELDS:
-            if written.get(name) != getattr(config, name):
-                logger.warning(
-                    "%s was %r when %s was saved, now it is %r.",
-                    name,
-                    written.get(name),
-                    checkpoint,
-                    getattr(config, name),
-                )
-        self._sam_direction(config).load_state_dict(state)
+        changed = [name for name in FIELDS if written.get(name) != getattr(config, name)]
+        if "sam_variant" in changed and state:
+            raise ValueError(
+                f"`sam_variant` is {config.sam_variant!r}, but {checkpoint} holds the state of "
+                f"{written.get('sam_variant')!r}. Resume with that variant, or start from the model alone."
+            )
+        for name in changed:
+            old, new = written.get(name), getattr(config, name)
+            logger.warning("%s was %r when %s was saved, now it is %r.", name, old, checkpoint, new)
+        if "sam_variant" not in changed:
+            self._sam_direction(config).load_state_dict(state)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the Trainer's model card with the tag, SAM's settings and the citation."""

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Promise 11: checkpoints are ordinary checkpoints, and their card says how they were made."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from hf_sam import SAMConfig
+from tests.promises.runs import trainer_for
+
+ELSEWHERE = """
+import json, sys
+class Refuse:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] == "hf_sam":
+            raise ModuleNotFoundError("hf_sam is not installed here")
+sys.meta_path.insert(0, Refuse())
+import torch
+from transformers import AutoModelForSequenceClassification, AutoModelForImageClassification
+torch.set_num_threads(1)
+loader = {"bert": AutoModelForSequenceClassification, "resnet": AutoModelForImageClassification}[sys.argv[2]]
+model = loader.from_pretrained(sys.argv[1]).eval()
+inputs = {k: torch.tensor(v) for k, v in json.load(sys.stdin).items()}
+with torch.no_grad():
+    print(json.dumps(model(**inputs).logits.tolist()))
+assert "hf_sam" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("family", ["bert", pytest.param("resnet", marks=pytest.mark.slow)])
+def test_a_process_without_hf_sam_loads_the_checkpoint_and_predicts_the_same(family: str, tmp_path: Path) -> None:
+    trainer = trainer_for(family, tmp_path, sam=SAMConfig(rho=0.2), max_steps=3, save_strategy="steps", save_steps=3)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "final"))
+    example = trainer.train_dataset[0]
+    inputs = {k: v.unsqueeze(0) for k, v in example.items() if k != "labels"}
+    with torch.no_grad():
+        expected = trainer.model.eval()(**inputs).logits
+    for folder in ("checkpoint-3", "final"):
+        answer = subprocess.run(
+            [sys.executable, "-c", ELSEWHERE, str(tmp_path / folder), family],
+            input=json.dumps({k: v.tolist() for k, v in inputs.items()}),
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert torch.equal(torch.tensor(json.loads(answer.stdout.splitlines()[-1])), expected)
+
+
+def card_of(tmp_path: Path, sam: SAMConfig, **kwargs: Any) -> ModelCard:
+    trainer = trainer_for("bert", tmp_path, sam=sam, max_steps=1)
+    trainer.train()
+    trainer.create_model_card(**kwargs)
+    return ModelCard.load(tmp_path / "README.md")
+
+
+def test_the_model_card_has_the_settings_the_citation_and_the_tag(tmp_path: Path) -> None:
+    sam = SAMConfig(rho=0.5, sam_variant="asam", sam_variant_kwargs={"eta": 0.02})
+    card = card_of(tmp_path, sam, model_name="fine", tags="text-classification")
+    assert {"sharpness-aware-minimization", "text-classification"} <= set(card.data.tags)
+    assert "sam" not in card.data.tags
+    text = card.text
+    assert text.index("### Sharpness-aware minimization") < text.index("### Training hyperparameters")
+    assert "rho: 0.5" in text
+    assert '{"eta": 0.02}' in text
+    assert "kwon2021asam" in text
+
+
+def test_writing_the_card_twice_says_it_once(tmp_path: Path) -> None:
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(), max_steps=1)
+    trainer.train()
+    trainer.create_model_card()
+    trainer.create_model_card(tags=["extra"])
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("### Sharpness-aware minimization") == 1
+    assert text.count("- sharpness-aware-minimization") == 1
+
+
+def test_without_sam_the_card_does_not_speak_of_it(tmp_path: Path) -> None:
+    card = card_of(tmp_path, SAMConfig(sam_variant="none"))
+    assert "harpness" not in card.content
+
+
+def test_training_arguments_saved_beside_the_model_remember_the_settings(tmp_path: Path) -> None:
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.3), max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    args = torch.load(tmp_path / "checkpoint-1" / "training_args.bin", weights_only=False)
+    assert args.rho == 0.3
+    assert args.learning_rate == trainer.args.learning_rate

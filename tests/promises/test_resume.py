@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Promise 10: stop at any step, resume, get the bits of the uninterrupted run, for directions with a memory too."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hf_sam import SAMConfig, SAMTrainer
+from tests.promises.resumable import complete_checkpoints
+from tests.promises.runs import differences, fingerprint, trainer_for
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, *arguments: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.promises.resumable", str(folder), *map(str, arguments)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+
+
+def run(folder: Path, *arguments: Any) -> int:
+    process = start(folder, *arguments)
+    _, errors = process.communicate()
+    if process.returncode not in (0, -signal.SIGKILL):
+        pytest.fail(errors.decode())
+    return process.returncode
+
+
+def final(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "final.pt", weights_only=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["sam", "asam", "remembering"])
+def test_killed_in_a_descent_pass_and_resumed_gives_the_same_bits(variant: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(whole, "new", variant, 3, -1) == 0
+    assert run(cut, "new", variant, 3, 7) == -signal.SIGKILL  # mid-epoch: an epoch has four steps
+    assert not (cut / "final.pt").exists()
+    assert complete_checkpoints(cut)[-1].name == "checkpoint-6"
+    assert run(cut, "resume", variant, 3, -1) == 0
+    assert differences(final(whole), final(cut)) == []
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path: Path) -> None:
+    """Kill from outside, several times in one run, wherever the process then is: in a pass, a step or a save."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run(whole, "new", "remembering", 1, -1) == 0
+    kills, mode = 0, "new"
+    for n in range(6):
+        process = start(cut, mode, "remembering", 1, -1)
+        seen = len(complete_checkpoints(cut)) if cut.exists() else 0
+        while process.poll() is None and (len(complete_checkpoints(cut)) if cut.exists() else 0) <= seen:
+            time.sleep(0.005)
+        time.sleep(0.004 * n)
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        mode = "resume"
+    assert kills >= 2
+    assert run(cut, "resume", "remembering", 1, -1) == 0
+    assert differences(final(whole), final(cut)) == []
+
+
+def resumed(tmp_path: Path, at: int, sam: SAMConfig, **settings: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fingerprints of an uninterrupted run and of one resumed at step `at`, without their logs."""
+    settings = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1, **settings}
+    whole = trainer_for("bert", tmp_path / "whole", sam=sam, **settings)
+    whole.train()
+    expected = fingerprint(whole)
+    again = trainer_for("bert", tmp_path / "again", sam=sam, **settings)
+    torch.rand(7)  # the streams are elsewhere: the checkpoint has to put them back
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{at}"))
+    found = fingerprint(again)
+    return ({k: v for k, v in f.items() if k != "logs"} for f in (expected, found))
+
+
+@pytest.mark.parametrize("scope", ["batch", "micro_batch"])
+@pytest.mark.parametrize("at", [1, 4, 6])
+@pytest.mark.parametrize("variant", ["sam", "asam", "remembering"])
+def test_a_resumed_run_ends_in_the_same_bits(variant: str, at: int, scope: str, tmp_path: Path) -> None:
+    expected, found = resumed(tmp_path, at, SAMConfig(rho=0.2, sam_variant=variant, sam_scope=scope))
+    assert differences(expected, found) == []
+
+
+def test_the_state_of_a_direction_matters(tmp_path: Path) -> None:
+    """The test above could fail: without the saved state the run ends elsewhere."""
+    sam = SAMConfig(rho=0.2, sam_variant="remembering")
+    settings = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    whole = trainer_for("bert", tmp_path, sam=sam, **settings)
+    whole.train()
+    (tmp_path / "checkpoint-4" / "sam_state.json").unlink()
+    again = trainer_for("bert", tmp_path / "again", sam=sam, **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert any(name.startswith("weight") for name in differences(fingerprint(whole), fingerprint(again)))
+
+
+def checkpoint(tmp_path: Path, sam: SAMConfig | None) -> Path:
+    trainer_for("bert", tmp_path, sam=sam, max_steps=2, save_strategy="steps", save_steps=1).train()
+    return tmp_path / "checkpoint-1"
+
+
+def test_our_state_is_json_and_safetensors(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, SAMConfig(rho=0.2, sam_variant="remembering"))
+    content = json.loads((folder / "sam_state.json").read_text())
+    assert content["config"] == {
+        "rho": 0.2,
+        "sam_variant": "remembering",
+        "sam_variant_kwargs": None,
+        "sam_scope": "batch",
+    }
+    assert content["values"] == {"steps": 1}
+    assert {p.name for p in folder.glob("*sam*")} == {"sam_state.json", "sam_state.safetensors"}
+
+
+def test_a_checkpoint_of_the_plain_trainer_can_be_resumed_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = checkpoint(tmp_path, None)
+    with caplog.at_level(logging.WARNING, logger="hf_sam"):
+        trainer = trainer_for("bert", tmp_path / "on", sam=SAMConfig(rho=0.2), max_steps=2)
+        trainer.train(resume_from_checkpoint=str(folder))
+    assert "No SAM state" in caplog.text
+
+
+def test_other_settings_than_the_checkpoints_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = checkpoint(tmp_path, SAMConfig(rho=0.2))
+    with caplog.at_level(logging.WARNING, logger="hf_sam"):
+        trainer = trainer_for("bert", tmp_path / "on", sam=SAMConfig(rho=0.1), max_steps=2)
+        trainer.train(resume_from_checkpoint=str(folder))
+    assert "rho was 0.2" in caplog.text
+    assert "now it is 0.1" in caplog.text
+
+
+def test_another_variants_state_is_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, SAMConfig(rho=0.2, sam_variant="remembering"))
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    trainer = trainer_for("bert", tmp_path / "on", sam=SAMConfig(rho=0.2), max_steps=2)
+    with pytest.raises(ValueError, match="sam_variant"):
+        trainer.train(resume_from_checkpoint=str(folder))
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == files
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 99}'])
+def test_a_damaged_state_is_refused_with_the_way_out(damage: bytes, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, SAMConfig(rho=0.2))
+    (folder / "sam_state.json").write_bytes(damage)
+    trainer = trainer_for("bert", tmp_path / "on", sam=SAMConfig(rho=0.2), max_steps=2)
+    with pytest.raises(ValueError, match="Resume from another checkpoint"):
+        trainer.train(resume_from_checkpoint=str(folder))
+
+
+def test_save_only_model_saves_only_the_model(tmp_path: Path) -> None:
+    trainer = trainer_for(
+        "bert", tmp_path, sam=SAMConfig(), max_steps=1, save_strategy="steps", save_steps=1, save_only_model=True
+    )
+    trainer.train()
+    assert not list((tmp_path / "checkpoint-1").glob("sam_state*"))
+    assert isinstance(trainer, SAMTrainer)
