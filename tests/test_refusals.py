@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does every set-up that two passes would get wrong refuse to start, with the reason and the way out (promise 13)?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from hf_sam import SAMConfig, SAMTrainer, SAMTrainerMixin
+from hf_sam.refusals import ENGINES, ONLINE_TRAINERS, refuse_arguments, refuse_trainer
+
+IN_BACKWARD = [o for o in OptimizerNames if "lomo" in o.value or "layerwise" in o.value]
+LATE = pytest.mark.xfail(strict=True, reason="refused after `Trainer.__init__`, which makes output_dir")
+
+
+class Layers(nn.Module):
+    """A model the Trainer takes, with one part under test."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleDict({"part": part})
+
+
+def arguments(tmp_path: Path, **kwargs: Any) -> TrainingArguments:
+    return TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", **kwargs)
+
+
+def refusal(model: nn.Module, args: TrainingArguments, kind: type = SAMTrainer, **kwargs: Any) -> str:
+    with pytest.raises(NotImplementedError) as caught:
+        kind(model, args, **kwargs)
+    return str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Arguments: before the Trainer is built
+# ----------------------------------------------------------------------------------------------------------------------
+def test_the_list_of_optimizers_that_update_in_backward_is_not_empty() -> None:
+    assert {"lomo", "adalomo", "galore_adamw_layerwise"} <= {o.value for o in IN_BACKWARD}
+
+
+@pytest.mark.parametrize("optim", IN_BACKWARD, ids=lambda o: o.value)
+def test_optimizers_that_update_in_backward_are_refused_before_anything_is_made(
+    optim: OptimizerNames, tmp_path: Path
+) -> None:
+    message = refusal(nn.Linear(1, 1), arguments(tmp_path, optim=optim.value))
+    assert f"`optim='{optim.value}'` updates the weights during the backward pass" in message
+    assert "adamw_torch_fused" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("optim", [o for o in OptimizerNames if o not in IN_BACKWARD], ids=lambda o: o.value)
+def test_optimizers_that_update_in_step_are_accepted(optim: OptimizerNames, tmp_path: Path) -> None:
+    refuse_arguments(arguments(tmp_path, optim=optim.value))
+
+
+@pytest.mark.parametrize("axis", ["cp_size", "sp_size"])
+def test_context_and_sequence_parallelism_are_refused_before_anything_is_made(axis: str, tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    args.parallelism_config = ParallelismConfig(**{axis: 2})
+    message = refusal(nn.Linear(1, 1), args)
+    assert "shard each batch in place" in message
+    assert "Use shorter sequences" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_deepspeed_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """DeepSpeed is set on finished arguments: building them with it needs the package."""
+    args = arguments(tmp_path)
+    args.deepspeed = {"zero_optimization": {"stage": 2}}
+    message = refusal(nn.Linear(1, 1), args)
+    assert "DeepSpeed steps its optimizer inside `backward`" in message
+    assert "Train without DeepSpeed." in message
+    assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Models, optimizers and trainers: at construction
+# ----------------------------------------------------------------------------------------------------------------------
+SPARSE = {
+    "embedding": lambda: nn.Embedding(4, 2, sparse=True),
+    "bag": lambda: nn.EmbeddingBag(4, 2, mode="sum", sparse=True),
+}
+
+
+@pytest.mark.parametrize("make", SPARSE.values(), ids=SPARSE)
+def test_sparse_gradients_are_refused_by_module_name(make: Any, tmp_path: Path) -> None:
+    message = refusal(Layers(make()), arguments(tmp_path))
+    assert message == "Sparse gradients are not supported: build 'encoder.part' with sparse=False."
+
+
+def test_a_dense_embedding_is_accepted(tmp_path: Path) -> None:
+    SAMTrainer(Layers(nn.Embedding(4, 2)), arguments(tmp_path))
+
+
+def test_a_model_without_storage_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(nn.Linear(1, 1), arguments(tmp_path))
+    trainer.model = nn.Linear(1, 1, device="meta")
+    with pytest.raises(NotImplementedError, match=r"a model on meta .*Load the model on one device"):
+        refuse_trainer(trainer)
+
+
+def test_a_model_on_two_devices_is_refused(tmp_path: Path) -> None:
+    trainer = Trainer(nn.Linear(1, 1), arguments(tmp_path))
+    trainer.model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1, device="meta"))
+    with pytest.raises(NotImplementedError, match=r"a model on cpu, meta .*sam_variant='none'"):
+        refuse_trainer(trainer)
+
+
+class Lomo(torch.optim.SGD):
+    """An optimizer of a name that is known."""
+
+
+class AdaLomo(torch.optim.SGD):
+    """The other one."""
+
+
+@pytest.mark.parametrize("kind", [Lomo, AdaLomo])
+def test_a_given_optimizer_that_updates_in_backward_is_refused(kind: type, tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    message = refusal(model, arguments(tmp_path), optimizers=(kind(model.parameters(), lr=0.1), None))
+    assert message.startswith(f"{kind.__name__} updates the weights during the backward pass")
+
+
+@pytest.mark.xfail(strict=True, reason="only a finished optimizer is looked at, not the class to make one from")
+def test_a_given_class_of_optimizer_that_updates_in_backward_is_refused(tmp_path: Path) -> None:
+    refusal(nn.Linear(1, 1), arguments(tmp_path), optimizer_cls_and_kwargs=(Lomo, {"lr": 0.1}))
+
+
+def trl_like(name: str, module: str = "trl.trainer.some_trainer") -> type:
+    """Return SAM over a trainer of TRL's name and module, as a user would derive it."""
+    base = type(name, (Trainer,), {"__module__": module})
+    return type(f"SAM{name}", (SAMTrainerMixin, base), {"__module__": "mine"})
+
+
+@pytest.mark.parametrize("name", sorted(ONLINE_TRAINERS))
+def test_trainers_that_generate_their_data_are_refused(name: str, tmp_path: Path) -> None:
+    message = refusal(nn.Linear(1, 1), arguments(tmp_path), trl_like(name))
+    assert message.startswith(f"SAM{name} generates its data inside `training_step`")
+    assert "Use an offline trainer" in message
+
+
+@pytest.mark.parametrize("name", ["SFTTrainer", "DPOTrainer", "RewardTrainer"])
+def test_offline_trainers_are_accepted(name: str, tmp_path: Path) -> None:
+    trl_like(name)(nn.Linear(1, 1), arguments(tmp_path))
+
+
+def test_a_trainer_of_the_users_own_may_have_any_name(tmp_path: Path) -> None:
+    trl_like("PPOTrainer", module="my_project.trainers")(nn.Linear(1, 1), arguments(tmp_path))
+
+
+def test_a_trainer_that_buffers_generated_inputs_is_refused(tmp_path: Path) -> None:
+    class Buffering(Trainer):
+        _buffered_inputs = None
+
+    class Mine(SAMTrainerMixin, Buffering):
+        pass
+
+    assert "generates its data" in refusal(nn.Linear(1, 1), arguments(tmp_path), Mine)
+
+
+@LATE
+@pytest.mark.parametrize("case", ["model", "trainer", "optimizer"])
+def test_a_refusal_at_construction_makes_no_folder(case: str, tmp_path: Path) -> None:
+    model = Layers(nn.Embedding(4, 2, sparse=case == "model"))
+    kind = trl_like("GRPOTrainer") if case == "trainer" else SAMTrainer
+    optimizer = Lomo(model.parameters(), lr=0.1) if case == "optimizer" else None
+    refusal(model, arguments(tmp_path), kind, optimizers=(optimizer, None))
+    assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The plain Trainer is never refused
+# ----------------------------------------------------------------------------------------------------------------------
+def test_variant_none_refuses_nothing(tmp_path: Path) -> None:
+    plain = SAMConfig(sam_variant="none")
+    SAMTrainer(Layers(nn.Embedding(4, 2, sparse=True)), arguments(tmp_path), sam_config=plain)
+    trl_like("GRPOTrainer")(nn.Linear(1, 1), arguments(tmp_path), sam_config=plain)
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.value)
+def test_every_engine_is_refused_with_a_way_out(engine: DistributedType) -> None:
+    assert "Train without" in ENGINES[engine]
