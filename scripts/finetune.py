@@ -130,16 +130,27 @@ def _save(trainer: SAMTrainer, name: str, metrics: dict[str, Any]) -> dict[str, 
 
 def _publish(args: ScriptArguments, training: Any, task: Task, trainer: SAMTrainer) -> None:
     card = dict(task.card)
-    if args.model_name_or_path and not Path(args.model_name_or_path).is_dir():
+    local = args.model_name_or_path is not None and Path(args.model_name_or_path).is_dir()
+    if args.model_name_or_path and not local:
         card["finetuned_from"] = args.model_name_or_path
     if training.push_to_hub:
         trainer.push_to_hub(**card)
     elif training.do_train:
         trainer.create_model_card(**card)
+        if local and training.should_save:
+            _name_local_model(Path(training.output_dir) / "README.md", Path(str(args.model_name_or_path)).name)
     if _is_merged(args, task) and training.should_save and training.do_train:
         merged = Path(training.output_dir) / "merged"
         task.model.merge_and_unload().save_pretrained(merged)
         task.processing_class.save_pretrained(merged)
+
+
+def _name_local_model(card: Path, name: str) -> None:
+    # A card can only name a model of the Hub, and calls every other one trained from scratch.
+    text = card.read_text(encoding="utf-8")
+    card.write_text(
+        text.replace("was trained from scratch", f"is fine-tuned from a local checkpoint ({name})"), "utf-8"
+    )
 
 
 def _is_merged(args: ScriptArguments, task: Task) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import torch
 from transformers import AutoModelForImageClassification, pipeline
 
 from scripts.tasks.digits import digits
@@ -37,6 +38,7 @@ def main() -> int:
         raise RuntimeError("hf_sam was imported before it could be hidden: this check would prove nothing.")
     # None in sys.modules makes `import hf_sam` fail, as on a machine that never installed it.
     sys.modules["hf_sam"] = None  # type: ignore[assignment]
+    torch.set_num_threads(1)  # one small image at a time: more threads only wait for each other
     status = 0
     for folder in parser.parse_args().folders:
         different, total = count_differences(folder)

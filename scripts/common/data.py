@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,9 @@ def encode_labels(data: Dataset, where: str, column: str, names: Sequence[str]) 
     """Return the labels as class numbers. Takes numbers, names, and ClassLabel columns in any order of the names."""
     feature = data.features[column]
     values = data[column][:]
-    if isinstance(feature, ClassLabel) and set(feature.names) <= set(names):
-        values = [
-            feature.int2str(value) if value is not None and 0 <= value < len(feature.names) else value
-            for value in values
-        ]
+    if isinstance(feature, ClassLabel):  # by name: another file may count its classes differently
+        known = range(len(feature.names))
+        values = [feature.names[value] if value in known else value for value in values]
     numbers = {name: number for number, name in enumerate(names)}
     return [_class_number(value, numbers, f"{where}, row {row}: {column!r}") for row, value in enumerate(values)]
 
@@ -113,10 +112,10 @@ def _class_number(value: Any, numbers: dict[str, int], where: str) -> int:
         raise UserError(f"{where} is missing or NaN: fill it in or drop the row.")
     if isinstance(value, str) and value in numbers:
         return numbers[value]
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = -1.0
+    number = -1.0
+    if not isinstance(value, str) or not any(name.isdigit() for name in numbers):  # class "2" need not be number 2
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(value)
     if not number.is_integer() or not 0 <= number < len(numbers):
         classes = ", ".join(list(numbers)[:10])
         raise UserError(f"{where} must be a number from 0 to {len(numbers) - 1} or one of {classes}; got {value!r}.")

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import UnidentifiedImageError
+from pyarrow import ArrowException
 from torch.utils.data import Dataset as TorchDataset
 from transformers import AutoImageProcessor
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
@@ -88,5 +89,5 @@ def as_images(data: Dataset, where: str, column: str) -> Dataset:
         return data
     try:
         return data.cast_column(column, ImageFeature())
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArrowException) as error:
         raise UserError(f"{where}: column {column!r} holds no images: {one_line(error)}") from error
