@@ -26,7 +26,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from hf_sam import SAMTrainer
 from scripts.common.arguments import ScriptArguments
 from scripts.common.checkpoints import check_output_dir, check_same_model, clear_output_dir, find_checkpoint
-from scripts.common.errors import UserError, one_line
+from scripts.common.errors import HUB_ERROR, UserError, one_line
 from scripts.common.parsing import parse
 from scripts.common.summary import finite, run_facts, show
 from scripts.tasks import TASKS
@@ -96,7 +96,10 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
             compute_metrics=task.compute_metrics,
             callbacks=callbacks,
         )
-    except (ValueError, NotImplementedError, ImportError, OSError) as error:
+    except (OSError, HUB_ERROR) as error:
+        where = "--push_to_hub cannot prepare the repository: " if training.push_to_hub else ""
+        raise UserError(where + one_line(error)) from error
+    except (ValueError, NotImplementedError, ImportError) as error:
         raise UserError(one_line(error)) from error
 
 

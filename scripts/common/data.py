@@ -12,13 +12,12 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DownloadMode, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetsError
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar
-from huggingface_hub.errors import HfHubHTTPError
 from pyarrow import ArrowException
 
-from scripts.common.errors import UserError, one_line
+from scripts.common.errors import HUB_ERROR, UserError, one_line
 
 _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-READING_ERRORS = (DatasetsError, ArrowException, OSError, ValueError, TypeError, KeyError, HfHubHTTPError)
+READING_ERRORS = (DatasetsError, ArrowException, OSError, ValueError, TypeError, KeyError, HUB_ERROR)
 
 
 def read_file(argument: str, path: str) -> Dataset:
@@ -41,17 +40,17 @@ def read_folder(argument: str, path: str) -> Dataset:
     return _load(f"--{argument} {path}", "imagefolder", data_dir=str(Path(path).resolve()), drop_labels=False)
 
 
-def read_hub(name: str, config: str | None, split: str, argument: str = "dataset_name") -> Dataset:
+def read_hub(name: str, config: str | None, split: str, where: str) -> Dataset:
     """Download one split of a dataset of the Hub."""
-    return _load(f"--{argument} {name} ({config or 'default'}, {split})", name, config, split=split)
+    return _load(where, name, config, split=split)
 
 
-def hub_splits(name: str, config: str | None, argument: str = "dataset_name") -> list[str]:
+def hub_splits(name: str, config: str | None, where: str) -> list[str]:
     """Return the names of the splits of a dataset of the Hub."""
     try:
         return list(get_dataset_split_names(name, config))
     except READING_ERRORS as error:
-        raise UserError(f"--{argument} {name} cannot be read: {one_line(error.__cause__ or error)}") from error
+        raise UserError(f"{where} cannot be read: {one_line(error.__cause__ or error)}") from error
 
 
 def _load(where: str, path: str, name: str | None = None, *, split: str = "train", **kwargs: Any) -> Dataset:

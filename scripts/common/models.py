@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from scripts.common.arguments import ScriptArguments
-from scripts.common.errors import UserError, one_line
+from scripts.common.errors import HUB_ERROR, UserError, one_line
 
 # What transformers raises for a name that is no model, a broken file, no network, and a wrong value in a config.
 LOADING_ERRORS = (
@@ -24,7 +24,7 @@ LOADING_ERRORS = (
     KeyError,
     RuntimeError,
     SafetensorError,
-    HfHubHTTPError,
+    HUB_ERROR,
     StrictDataclassError,
 )
 

@@ -66,6 +66,11 @@ def parse(argv: Sequence[str], task_defaults: dict[str, dict[str, Any]]) -> tupl
     tokens = list(argv)
     if tokens and tokens[0].endswith((".yaml", ".yml")):
         tokens = read_recipe(Path(tokens.pop(0))) + tokens
+    if {"-h", "--help"} & set(tokens):
+        parser = make_parser()
+        parser.set_defaults(**DEFAULTS)
+        parser.print_help()
+        raise SystemExit(0)
     given = _given(tokens)
     task = given.get("task", "digits")
     if task not in task_defaults:

@@ -170,7 +170,8 @@ def _open(args: ScriptArguments, split: str, name: str) -> tuple[Dataset, str]:
         flag = {"train": "--do_train", "validation": "--do_eval", "test": "--do_predict"}[split]
         raise UserError(f"--{argument} is missing, and other local files are given: add it, or {flag} False.")
     hub_split = f"{split}_{name}" if name else split
-    return read_hub(HUB, args.task, hub_split, argument="task"), f"{HUB} {args.task} ({hub_split})"
+    where = f"--task {args.task}: {HUB} on the Hub ({hub_split}; --{argument} reads a local file)"
+    return read_hub(HUB, args.task, hub_split, where), where
 
 
 def _labels(

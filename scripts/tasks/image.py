@@ -141,12 +141,16 @@ def _read_split(args: ScriptArguments, split: str) -> tuple[Dataset, str] | None
         return read_folder(f"{split}_dir", folder), f"--{split}_dir {folder}"
     if args.dataset_name is None:
         return None
-    name, known = getattr(args, f"{split}_split"), hub_splits(args.dataset_name, args.dataset_config_name)
+    name, known = (
+        getattr(args, f"{split}_split"),
+        hub_splits(args.dataset_name, args.dataset_config_name, f"--dataset_name {args.dataset_name}"),
+    )
     if name not in known:
         if name == "validation":  # not asked for by name: a share of the training data takes its place
             return None
         raise UserError(f"--{split}_split {name}: {args.dataset_name} has the splits {', '.join(known)}.")
-    return read_hub(args.dataset_name, args.dataset_config_name, name), f"--dataset_name {args.dataset_name} ({name})"
+    where = f"--dataset_name {args.dataset_name} ({name})"
+    return read_hub(args.dataset_name, args.dataset_config_name, name, where), where
 
 
 def _hold_out(args: ScriptArguments, splits: Splits) -> Splits:
