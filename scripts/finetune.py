@@ -51,6 +51,8 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
     """Train, evaluate and predict as the arguments say. Returns what is in all_results.json."""
     started = time.perf_counter()
     folder = Path(training.output_dir)
+    if training.resume_from_checkpoint and args.overwrite_output_dir:
+        raise UserError("--resume_from_checkpoint keeps what --overwrite_output_dir would remove: give one of them.")
     checkpoint = find_checkpoint(training.resume_from_checkpoint, folder)
     if training.do_train:
         check_output_dir(folder, resume=checkpoint is not None, overwrite=args.overwrite_output_dir)

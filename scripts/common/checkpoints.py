@@ -19,7 +19,14 @@ logger = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors", "pytorch_model.bin")
-_RESULTS = ("all_results.json", "train_results.json", "eval_results.json", "predict_results.json", "trainer_state.json")
+_RESULTS = (
+    "all_results.json",
+    "run_results.json",
+    "train_results.json",
+    "eval_results.json",
+    "predict_results.json",
+    "trainer_state.json",
+)
 
 
 def checkpoints(folder: Path) -> list[Path]:

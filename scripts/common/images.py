@@ -6,13 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import UnidentifiedImageError
 from pyarrow import ArrowException
 from torch.utils.data import Dataset as TorchDataset
 from transformers import AutoImageProcessor
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers.utils import is_torchvision_available
 
 from scripts.common.arguments import ScriptArguments
 from scripts.common.errors import UserError, one_line
@@ -56,7 +57,7 @@ def load_processor(args: ScriptArguments, config: Any) -> Any:
     if source is not None:
         try:
             return AutoImageProcessor.from_pretrained(
-                source, revision=args.model_revision, trust_remote_code=args.trust_remote_code, use_fast=False
+                source, revision=args.model_revision, trust_remote_code=args.trust_remote_code
             )
         except LOADING_ERRORS as error:
             raise UserError(f"no image processor in {source} (--image_processor_name): {one_line(error)}") from error
@@ -67,8 +68,14 @@ def load_processor(args: ScriptArguments, config: Any) -> Any:
     size = getattr(config, "image_size", 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     half = [0.5, 0.5, 0.5]
-    # The Pil class by name: it needs no torchvision, and both kinds of installation can load what it saves.
-    return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=half, image_std=half)
+    return _processor_class()(size={"height": height, "width": width}, image_mean=half, image_std=half)
+
+
+def _processor_class() -> Any:
+    """Return the class that a pipeline would choose, so that both see the same pixels."""
+    if not is_torchvision_available() and hasattr(transformers, "ViTImageProcessorPil"):
+        return transformers.ViTImageProcessorPil
+    return transformers.ViTImageProcessor
 
 
 def find_column(data: Dataset, where: str, argument: str, given: str | None, usual: tuple[str, ...]) -> str:

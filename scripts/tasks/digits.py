@@ -21,7 +21,7 @@ from scripts.tasks.base import Task
 from scripts.tasks.image import Splits, assemble
 
 DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "per_device_train_batch_size": 64,
     "per_device_eval_batch_size": 256,
     "num_train_epochs": 35,
@@ -31,7 +31,6 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 460,
     "metric_for_best_model": "accuracy",
     "torch_threads": 1,
-    "rho": 0.1,
 }
 SMALL_VIT: dict[str, Any] = {
     "image_size": 8,

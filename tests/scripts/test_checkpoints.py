@@ -115,6 +115,12 @@ def test_resuming_a_finished_run_without_checkpoints_is_refused(trained: tuple[l
     refuses([*argv, "--resume_from_checkpoint", "True"], "finished model but no checkpoint")
 
 
+def test_resuming_and_overwriting_exclude_each_other(sst2: list[Any], refuses: Any) -> None:
+    refuses(
+        [*sst2, "--resume_from_checkpoint", "True", "--overwrite_output_dir"], "--resume_from_checkpoint", "give one"
+    )
+
+
 def test_false_is_no_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint("False", tmp_path) is None
     assert find_checkpoint(None, tmp_path) is None

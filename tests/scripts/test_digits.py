@@ -91,3 +91,13 @@ def test_a_failing_run_fails_the_comparison(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "ended with status 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_accelerate_launch_runs_the_script_from_any_folder(tmp_path: Path) -> None:
+    script = str(ROOT / "scripts" / "finetune.py")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", script]
+    argv = ["--num_train_epochs", "1", "--disable_tqdm", "True"]
+    done = subprocess.run([*launch, *argv], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs" / "digits-sam" / "model.safetensors").is_file()

@@ -28,7 +28,7 @@ def recipe(tmp_path: Path) -> Any:
 
 
 def test_task_default_beats_dataclass_default() -> None:
-    assert parsed()[1].learning_rate == 1e-3
+    assert parsed()[1].learning_rate == 2e-3
     assert parsed("--task", "sst2")[1].learning_rate == 2e-5
 
 
