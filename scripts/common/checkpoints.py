@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
 
 from scripts.common.errors import UserError
 
@@ -27,6 +28,9 @@ _RESULTS = (
     "predict_results.json",
     "trainer_state.json",
 )
+
+# Entries of a config that say how it was saved or loaded, and nothing about the model.
+_INCIDENTAL = ("architectures", "dtype", "torch_dtype", "transformers_version", "problem_type", "use_cache")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -114,27 +118,23 @@ def _is_whole(path: Path) -> bool:
 
 
 def check_same_model(checkpoint: Path, model: Any) -> None:
-    """Refuse a checkpoint whose tensors are not those of `model`."""
-    for name in ("model.safetensors", "adapter_model.safetensors"):
-        if not (checkpoint / name).is_file():
-            continue
-        is_adapter = name.startswith("adapter")
-        if is_adapter != hasattr(model, "peft_config"):
-            kind = "LoRA adapters" if is_adapter else "a whole model"
+    """Refuse a checkpoint that another model wrote."""
+    where = f"--resume_from_checkpoint {checkpoint}"
+    is_adapter = (checkpoint / "adapter_config.json").is_file()
+    if is_adapter != hasattr(model, "peft_config"):
+        kind = "LoRA adapters" if is_adapter else "a whole model"
+        raise UserError(f"{where} holds {kind}: --lora_r must be as in the run before.")
+    if is_adapter:
+        there = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+        here = model.peft_config["default"].to_dict()
+        keys = ["r", "lora_alpha"]
+    else:
+        there = AutoConfig.from_pretrained(checkpoint).to_dict()
+        here = model.config.to_dict()
+        keys = ["model_type", *(key for key in here if key not in _INCIDENTAL and not key.startswith("_"))]
+    # Tensor names would be the other way to tell, but transformers renames some between memory and file.
+    for key in keys:
+        if there.get(key) != here.get(key):
             raise UserError(
-                f"--resume_from_checkpoint {checkpoint} holds {kind}: --lora_r must be as in the run before."
+                f"{where} is a checkpoint of another model: {key} is {there.get(key)} there and {here.get(key)} here."
             )
-        if not is_adapter:
-            _check_shapes(checkpoint, name, model)
-
-
-def _check_shapes(checkpoint: Path, name: str, model: Any) -> None:
-    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
-    with safe_open(checkpoint / name, framework="pt") as saved:
-        for key in saved.keys():  # noqa: SIM118 (safe_open is no dict)
-            shape = saved.get_slice(key).get_shape()
-            if shapes.get(key) != shape:
-                raise UserError(
-                    f"--resume_from_checkpoint {checkpoint} is a checkpoint of another model: "
-                    f"{key} has shape {shape} there and {shapes.get(key, 'no place')} here."
-                )

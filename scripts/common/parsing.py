@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -81,7 +82,8 @@ def parse(argv: Sequence[str], task_defaults: dict[str, dict[str, Any]]) -> tupl
     try:
         script_args, training_args = parser.parse_args_into_dataclasses(args=tokens, look_for_args_file=False)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
-        raise UserError(one_line(error)) from error
+        text = re.sub(r"`?SAMConfig\((\w+)=\.\.\.\)`?", r"--\1", one_line(error))  # as typed here
+        raise UserError(text) from error
     return script_args, training_args
 
 

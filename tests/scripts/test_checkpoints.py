@@ -65,6 +65,24 @@ def test_a_truncated_checkpoint_is_passed_over_and_the_result_is_the_same(
     assert find_damage(folder / "checkpoint-6") is None
 
 
+@pytest.mark.parametrize("best", [False, True])
+def test_a_vit_whose_tensors_are_renamed_in_the_file_comes_back_exactly(best: bool, run: Run, tmp_path: Path) -> None:
+    argv: list[Any] = ["--max_steps", 4, "--save_steps", 2, "--eval_steps", 2, "--use_cpu", "--disable_tqdm", "True"]
+    argv += ["--config_overrides", '{"hidden_size": 16, "num_hidden_layers": 1}', "--per_device_train_batch_size", 16]
+    argv += ["--output_dir", tmp_path / "out"]
+    if best:  # such steps change weights but no prediction, so that the first evaluation, at step 2, stays the best
+        argv += ["--early_stopping_patience", 9, "--learning_rate", 1e-7]
+    assert run(*argv)[0] == 0
+    finished = weights(tmp_path / "out")
+    if best:
+        assert same(finished, weights(tmp_path / "out" / "checkpoint-2"))
+        assert not same(finished, weights(tmp_path / "out" / "checkpoint-4"))
+        return
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    assert run(*argv, "--resume_from_checkpoint", "True")[0] == 0
+    assert same(weights(tmp_path / "out"), finished)
+
+
 def test_an_incomplete_checkpoint_given_by_name_is_refused(trained: tuple[list[Any], Path], refuses: Any) -> None:
     argv, folder = trained
     (folder / "checkpoint-3" / "optimizer.pt").unlink()
@@ -95,7 +113,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     (tmp_path / "wide" / "config.json").write_text(json.dumps(config | {"hidden_size": 32}), encoding="utf-8")
     position = other.index("--model_name_or_path")
     other[position : position + 2] = ["--config_name", tmp_path / "wide", "--tokenizer_name", bert]
-    refuses(other, "checkpoint of another model", "shape")
+    refuses(other, "checkpoint of another model", "hidden_size is 16 there and 32 here")
     refuses([*argv, "--lora_r", 2, "--resume_from_checkpoint", folder / "checkpoint-3"], "--lora_r", "whole model")
     assert not (tmp_path / "new").exists()
 

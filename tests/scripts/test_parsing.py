@@ -80,9 +80,9 @@ def test_a_bad_recipe_names_itself_and_the_key(recipe: Any, text: str, words: li
     [
         (["--rhoo", "0.1"], ["--rhoo", "did you mean '--rho'"]),
         (["--rh", "0.1"], ["--rh"]),
-        (["--rho=-1"], ["rho", "-1"]),
+        (["--rho=-1"], ["--rho must be", "-1"]),
         (["--rho", "a"], ["--rho", "'a'"]),
-        (["--sam_variant", "sma"], ["sam_variant", "sma"]),
+        (["--sam_variant", "sma"], ["--sam_variant", "sma"]),
         (["--task", "sst-2"], ["sst-2", "did you mean 'sst2'"]),
         (["--label_noise", "1"], ["--label_noise", "[0, 1)", "1.0"]),
         (["--label_noise", "nan"], ["--label_noise", "nan"]),

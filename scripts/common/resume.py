@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do the weights of a checkpoint really come back?
+
+transformers 5 gives some models (ViT is one) other tensor names in memory than in their files, and renames in
+`save_pretrained` and `from_pretrained`. Trainer's own loading (resume, best model at the end) does not rename: it warns
+of missing keys and goes on with the weights it has. Here such a checkpoint is loaded the way a user would load it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from hf_sam import SAMTrainer
+
+
+class ResumableTrainer(SAMTrainer):
+    """A `SAMTrainer` that also resumes models whose tensors are renamed on the way to the file."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_renamed(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        load_renamed(self.model, Path(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if not isinstance(self.model, PreTrainedModel):
+            super()._issue_warnings_after_load(load_result)  # else load_renamed is strict, a warning would be wrong
+
+
+def load_renamed(model: Any, checkpoint: Path) -> None:
+    """Load a checkpoint whose file has other names than `model`; do nothing if the names are the same."""
+    weights = checkpoint / "model.safetensors"
+    if not isinstance(model, PreTrainedModel) or not weights.is_file():
+        return
+    with safe_open(weights, framework="pt") as saved:
+        if set(saved.keys()) <= model.state_dict().keys():
+            return
+    with torch.random.fork_rng():  # building a model draws random numbers, the run must not notice
+        again = type(model).from_pretrained(checkpoint, dtype=model.dtype)
+    model.load_state_dict(again.state_dict())

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Killed while it writes a checkpoint, the script goes on and ends with the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [20, 30])
+def test_kill_9_while_saving(step: int, run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
+    argv: list[Any] = ["--max_steps", 40, "--save_steps", 10, "--eval_steps", 100, "--save_total_limit", 4, "--use_cpu"]
+    argv += ["--disable_tqdm", "True"]
+    assert run(*argv, "--output_dir", tmp_path / "whole")[0] == 0
+    killed = tmp_path / "killed"
+    command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), *map(str, argv), "--output_dir", str(killed)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (killed / f"checkpoint-{step}").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model.safetensors").exists()
+    assert run(*argv, "--output_dir", killed, "--resume_from_checkpoint", "True")[0] == 0
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
