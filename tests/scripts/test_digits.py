@@ -55,7 +55,18 @@ def test_the_recipes_differ_only_in_the_method() -> None:
 
 def test_a_short_run_reports_everything_and_loads_in_a_process_without_hf_sam(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    argv = ["--output_dir", folder, "--num_train_epochs", 3, "--logging_steps", 20, "--do_predict", "--use_cpu"]
+    argv = [
+        "--output_dir",
+        folder,
+        "--num_train_epochs",
+        3,
+        "--warmup_steps",
+        0,
+        "--logging_steps",
+        20,
+        "--do_predict",
+        "--use_cpu",
+    ]
     assert run(*argv, "--disable_tqdm", "True", "--lr_scheduler_type", "constant")[0] == 0
     results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
     assert results["eval_accuracy"] == results["test_accuracy"] > 0.2

