@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hf_sam.numerics import accumulation_dtype, dot, global_norm, restore_, scale_to_length_, snapshot
+from hf_sam import SAM
+from hf_sam.numerics import Ascent, accumulation_dtype, dot, global_norm, restore_, snapshot
 from tests.compare import INTEGERS, bits, same_bits
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -129,13 +130,18 @@ def test_the_norm_does_not_depend_on_where_the_vector_is_cut(values: list[float]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# scale_to_length_
+# A direction of a given length
 # ----------------------------------------------------------------------------------------------------------------------
+def climb(vectors: list[Tensor], length: float) -> Ascent:
+    """Return the ascent along `vectors`, which are kept."""
+    return SAM().ascend(vectors, snapshot(vectors), length)
+
+
 @pytest.mark.parametrize("length", [0.0, 1e-4, 0.05, 10.0])
 @every_dtype
 def test_scaled_vectors_have_the_length_asked_for(dtype: torch.dtype, length: float) -> None:
     vectors = tensors_of([(40, 30), (40,)], [dtype])
-    ascent = scale_to_length_(vectors, length, global_norm(vectors))
+    ascent = climb(vectors, length)
     rounding = {torch.bfloat16: 2e-2, torch.float16: 2e-2}.get(dtype, 1e-5)
     assert ascent.usable
     assert global_norm(ascent.epsilon).item() == pytest.approx(length, rel=rounding)
@@ -145,14 +151,14 @@ def test_scaled_vectors_have_the_length_asked_for(dtype: torch.dtype, length: fl
 @every_dtype
 def test_the_length_does_not_depend_on_how_long_the_vectors_were(dtype: torch.dtype, size: float) -> None:
     vectors = [torch.full((100,), size, dtype=dtype), torch.full((200,), size, dtype=dtype)]
-    ascent = scale_to_length_(vectors, 0.05, global_norm(vectors))
+    ascent = climb(vectors, 0.05)
     assert global_norm(ascent.epsilon).item() == pytest.approx(0.05, rel=1e-2)
 
 
 @pytest.mark.parametrize("size", [6e-8, 60000.0])
 def test_the_scale_itself_may_leave_the_range_of_float16(size: float) -> None:
     vectors = [torch.full((10_000,), size, dtype=torch.float16)]
-    ascent = scale_to_length_(vectors, 1.0, global_norm(vectors))
+    ascent = climb(vectors, 1.0)
     assert ascent.usable
     assert global_norm(ascent.epsilon).item() == pytest.approx(1.0, rel=1e-2)
 
@@ -160,35 +166,28 @@ def test_the_scale_itself_may_leave_the_range_of_float16(size: float) -> None:
 @reproducible
 @given(values=vectors, length=st.one_of(st.just(0.0), st.floats(1e-6, 100)), scale=st.floats(1e-10, 1e10))
 def test_a_scaled_vector_is_parallel_and_as_long_as_asked(values: list[float], length: float, scale: float) -> None:
-    direction = torch.tensor(values, dtype=torch.float64) * scale
-    vector = direction.clone()
-    norm = global_norm([vector])
-    ascent = scale_to_length_([vector], length, norm)
+    vector = torch.tensor(values, dtype=torch.float64) * scale
+    ascent = climb([vector], length)
     if ascent.usable:
-        torch.testing.assert_close(vector * norm, direction * length, rtol=1e-10, atol=0)
+        torch.testing.assert_close(ascent.epsilon[0] * global_norm([vector]), vector * length, rtol=1e-10, atol=0)
     else:
-        assert not vector.any()
+        assert not ascent.epsilon[0].any()
 
 
 @pytest.mark.parametrize("value", [0.0, float("inf"), float("-inf"), float("nan")])
 @every_dtype
 def test_a_vector_without_a_length_becomes_zero_and_is_reported(dtype: torch.dtype, value: float) -> None:
     vectors = [torch.full((5,), value, dtype=dtype), torch.zeros(2, dtype=dtype)]
-    ascent = scale_to_length_(vectors, 0.05, global_norm(vectors))
+    ascent = climb(vectors, 0.05)
     assert not ascent.usable
     assert not any(v.any() for v in ascent.epsilon)
 
 
 def test_one_bad_element_makes_every_vector_zero() -> None:
     vectors = [torch.ones(5), torch.tensor([1.0, float("nan")])]
-    ascent = scale_to_length_(vectors, 0.05, global_norm(vectors))
+    ascent = climb(vectors, 0.05)
     assert not ascent.usable
     assert not any(v.any() for v in ascent.epsilon)
-
-
-def test_scaling_happens_in_place() -> None:
-    vector = torch.ones(4)
-    assert scale_to_length_([vector], 1.0, global_norm([vector])).epsilon[0] is vector
 
 
 # ----------------------------------------------------------------------------------------------------------------------

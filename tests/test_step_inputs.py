@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,36 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import ASAM, SAM, Variant, sharpness_aware_grad
-from hf_sam.numerics import Ascent, global_norm, scale_to_length_
+from hf_sam.numerics import Ascent
 from tests.compare import bits, relative_error, same_bits
 from tests.small_models import Branches, Classifier, backward_closure, square_closure
 
 
-class Counting(Variant):
+class Counting(SAM):
     """SAM that counts its steps and turns around every time."""
-
-    title = "Counting"
-    citation = ""
 
     def __init__(self) -> None:
         self.steps = 0
 
-    def ascend(self, params: Sequence[Tensor], grads: Sequence[Tensor], rho: float) -> Ascent:
+    def ascend(self, params: list[Tensor], grads: list[Tensor], rho: float) -> Ascent:
         self.steps += 1
-        return scale_to_length_(grads, rho * (-1) ** self.steps, global_norm(grads))
+        return super().ascend(params, grads, rho * (-1) ** self.steps)
 
 
-class Halfway(Variant):
+class Halfway(SAM):
     """The mean of the clean and the perturbed gradient."""
 
-    title = "Halfway"
-    citation = ""
     combines = True
 
-    def ascend(self, params: Sequence[Tensor], grads: Sequence[Tensor], rho: float) -> Ascent:
-        return scale_to_length_(grads, rho, global_norm(grads))
-
-    def combine(self, clean: Sequence[Tensor], perturbed: Sequence[Tensor]) -> list[Tensor]:
+    def combine(self, clean: list[Tensor], perturbed: list[Tensor]) -> list[Tensor]:
         return [(g + h) / 2 for g, h in zip(clean, perturbed, strict=True)]
 
 
