@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from hf_sam.config import SAMConfig
 
 
-@dataclass
+@dataclass(repr=False)  # TrainingArguments' own hides the tokens
 class SAMTrainingArguments(SAMConfig, TrainingArguments):
     """`TrainingArguments` with the fields of `SAMConfig`, for scripts and `HfArgumentParser`.
 
@@ -80,7 +80,7 @@ class _Extended:
 @functools.cache
 def _extended(base: Any) -> Any:
     namespace = {"__module__": __name__, "__doc__": base.__doc__, "extends": base}
-    return dataclass(type(base.__name__, (_Extended, SAMConfig, base), namespace))
+    return dataclass(repr=False)(type(base.__name__, (_Extended, SAMConfig, base), namespace))
 
 
 def _rebuild(base: Any, state: dict[str, Any]) -> TrainingArguments:

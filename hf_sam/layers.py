@@ -68,8 +68,13 @@ class BufferState:
         for module, name, buffer, copy in self._copies:
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
-            if buffer is not None:
+            if buffer is not None and not _is_expanded(buffer):
                 buffer.copy_(copy)
+
+
+def _is_expanded(buffer: Tensor) -> bool:
+    """Return whether elements share memory: such a constant can be written neither by a forward pass nor by us."""
+    return any(step == 0 and size > 1 for step, size in zip(buffer.stride(), buffer.shape, strict=True))
 
 
 def devices_of(tensors: Iterable[Tensor]) -> list[torch.device]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from hf_sam.config import SAMConfig
 from hf_sam.variants import VARIANTS
@@ -45,6 +46,7 @@ def sam_section(config: SAMConfig) -> str:
 def with_section(card: str, config: SAMConfig) -> str:
     """Return the model card's text with our section before the hyperparameters, or at the end if it has none."""
     section = sam_section(config)
+    card = re.sub(rf"{re.escape(HEADING)}\n.*?\n```\n\n?", "", card, flags=re.DOTALL)  # one written before
     if NEXT_HEADING not in card:
         return f"{card.rstrip()}\n\n{section}"
     before, after = card.split(NEXT_HEADING, 1)

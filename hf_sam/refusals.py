@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from accelerate.utils import DistributedType
@@ -12,6 +13,10 @@ from transformers import TrainingArguments
 UPDATES_IN_BACKWARD = (
     "{name} updates the weights during the backward pass, so the first pass of a SAM step would already have moved "
     "them. Use an optimizer that updates in `step()`, such as adamw_torch_fused."
+)
+GENERATES = (
+    "{name} generates its data inside `training_step`, so the second pass of a SAM step would see other data than the "
+    "first. Use an offline trainer (SFT, DPO, reward modelling)."
 )
 ONE_PROCESS = (
     "SAMTrainer is verified in one process on one device; {what} would train with untested synchronisation of the two "
@@ -37,8 +42,46 @@ ONLINE_TRAINERS = {
 """TRL's trainers that generate their data inside `training_step`; GRPO's family is also known by its buffer."""
 
 
+def refuse_request(cls: type, arguments: Iterable[Any]) -> None:
+    """Raise for what is known to be wrong before the trainer is built.
+
+    Args:
+        cls: the trainer's class.
+        arguments: what its constructor was given.
+
+    Raises:
+        NotImplementedError: with the reason and the alternative.
+    """
+    _refuse_repeated_data(cls)
+    for argument in arguments:
+        if isinstance(argument, TrainingArguments):
+            refuse_arguments(argument)
+        elif isinstance(argument, nn.Module):
+            _refuse_model(argument)
+        elif isinstance(argument, tuple):  # `optimizers` or `optimizer_cls_and_kwargs`
+            _refuse_optimizer(argument[0])
+
+
+def refuse_trainer(trainer: Any) -> None:
+    """Raise for engines, optimizers and models under which two passes are wrong, as the trainer has set them up.
+
+    Args:
+        trainer: a constructed `transformers.Trainer`.
+
+    Raises:
+        NotImplementedError: with the reason and the alternative.
+    """
+    refuse_arguments(trainer.args)
+    _refuse_engine(trainer)
+    if hasattr(trainer, "_buffered_inputs"):  # how trainers derived from GRPO's keep what they generated
+        raise NotImplementedError(GENERATES.format(name=type(trainer).__name__))
+    _refuse_optimizer(trainer.optimizer)
+    if trainer.model is not None:
+        _refuse_model(trainer.model)
+
+
 def refuse_arguments(args: TrainingArguments) -> None:
-    """Raise for settings under which two passes are wrong, before the trainer is built.
+    """Raise for settings under which two passes are wrong.
 
     Raises:
         NotImplementedError: with the reason and the alternative.
@@ -54,23 +97,6 @@ def refuse_arguments(args: TrainingArguments) -> None:
             "Context and sequence parallelism shard each batch in place, so the second pass would shard it again. "
             "Use shorter sequences, gradient checkpointing or a smaller per_device_train_batch_size."
         )
-
-
-def refuse_trainer(trainer: Any) -> None:
-    """Raise for engines, optimizers, models and trainers under which two passes are wrong.
-
-    Args:
-        trainer: a constructed `transformers.Trainer`.
-
-    Raises:
-        NotImplementedError: with the reason and the alternative.
-    """
-    refuse_arguments(trainer.args)
-    _refuse_engine(trainer)
-    _refuse_repeated_data(trainer)
-    _refuse_optimizer(trainer.optimizer)
-    if trainer.model is not None:
-        _refuse_model(trainer.model)
 
 
 def _refuse_engine(trainer: Any) -> None:
@@ -91,19 +117,17 @@ def _refuse_engine(trainer: Any) -> None:
         raise NotImplementedError(ONE_PROCESS.format(what=what, way_out="Show one GPU (CUDA_VISIBLE_DEVICES=0)"))
 
 
-def _refuse_repeated_data(trainer: Any) -> None:
-    names = {cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.split(".")[0] == "trl"}
-    if names & ONLINE_TRAINERS or hasattr(trainer, "_buffered_inputs"):
-        raise NotImplementedError(
-            f"{type(trainer).__name__} generates its data inside `training_step`, so the second pass of a SAM step "
-            "would see other data than the first. Use an offline trainer (SFT, DPO, reward modelling)."
-        )
+def _refuse_repeated_data(cls: type) -> None:
+    names = {base.__name__ for base in cls.__mro__ if base.__module__.split(".")[0] == "trl"}
+    if names & ONLINE_TRAINERS:
+        raise NotImplementedError(GENERATES.format(name=cls.__name__))
 
 
 def _refuse_optimizer(optimizer: Any) -> None:
     inner = getattr(optimizer, "optimizer", optimizer)
-    if type(inner).__name__ in ("Lomo", "AdaLomo", "LayerWiseDummyOptimizer"):
-        raise NotImplementedError(UPDATES_IN_BACKWARD.format(name=type(inner).__name__))
+    cls = inner if isinstance(inner, type) else type(inner)
+    if cls.__name__ in ("Lomo", "AdaLomo", "LayerWiseDummyOptimizer"):
+        raise NotImplementedError(UPDATES_IN_BACKWARD.format(name=cls.__name__))
 
 
 def _refuse_model(model: nn.Module) -> None:

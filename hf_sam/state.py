@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from hf_sam.config import SAMConfig
 
@@ -33,20 +34,27 @@ def save_state(directory: str | os.PathLike[str], config: SAMConfig, state: dict
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items() if isinstance(v, torch.Tensor)}
+    tensors = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for k, v in state.items()
+        if isinstance(v, torch.Tensor)
+    }
     values = {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)}
-    if tensors:
-        partial = directory / f".{TENSORS_NAME}.partial"
-        save_file(tensors, partial)
-        os.replace(partial, directory / TENSORS_NAME)
+    token = uuid.uuid4().hex  # the same in both files: a crash between the two renames must not go unnoticed
     content = {
         "format": FORMAT,
         "config": {k: v for k, v in asdict(config).items() if k in FIELDS},
         "values": values,
         "tensors": sorted(tensors),
+        "token": token,
     }
+    text = json.dumps(content, indent=2) + "\n"
+    if tensors:
+        partial = directory / f".{TENSORS_NAME}.partial"
+        save_file(tensors, partial, metadata={"token": token})
+        os.replace(partial, directory / TENSORS_NAME)
     partial = directory / f".{JSON_NAME}.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, directory / JSON_NAME)
 
 
@@ -67,7 +75,7 @@ def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
         config, state, names = dict(content["config"]), dict(content["values"]), list(content["tensors"])
-        tensors = load_file(Path(directory) / TENSORS_NAME) if names else {}
+        tensors = _load_tensors(Path(directory) / TENSORS_NAME, content["token"]) if names else {}
         if sorted(tensors) != names:
             raise ValueError(f"{TENSORS_NAME} holds {sorted(tensors)}, {JSON_NAME} promises {names}")
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
@@ -76,3 +84,10 @@ def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[
             f"delete {JSON_NAME} and {TENSORS_NAME} there to go on without it."
         ) from error
     return config, {**state, **tensors}
+
+
+def _load_tensors(path: Path, token: str) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("token") != token:
+            raise ValueError(f"{TENSORS_NAME} and {JSON_NAME} were not written together")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_sam.config import checked_rho
+from hf_sam.excursion import Excursion
 from hf_sam.layers import RandomState, devices_of
-from hf_sam.numerics import HALF_PRECISION, dot, global_norm, restore_, snapshot
+from hf_sam.numerics import HALF_PRECISION, Ascent, global_norm, gram, laid_out_as, pieces, restore_, snapshot
 from hf_sam.variants import Variant, make_variant
 
 Gradients = Sequence[Tensor | None]
@@ -125,18 +126,20 @@ def descend(
     reached = [(p, earlier) for p, earlier in zip(params, onto, strict=True) if p.grad is not None]
     moved = [p for p, _ in reached]
     _check_gradients(moved)
-    w = [p.detach() for p in moved]
-    copies = snapshot(w)
     clean = _clean_copy(moved, direction, rho)
     before = [None if earlier is None else earlier.clone() for _, earlier in reached]
+    excursion = Excursion(moved)
     try:
-        usable, asked_norm = _climb_(w, _gradients(moved), direction, rho)
+        ascent = direction.ascend(moved, _gradients(moved), rho)
+        usable, asked_norm = ascent.usable, _asked_norm(ascent, moved)
+        excursion.climb(ascent)
+        del ascent
         set_gradients(params, onto)  # drops the clean gradient: from here on the copy of w is all that is extra
         evaluate()
         h = [_added(p, b) for p, b in zip(moved, before, strict=True)]
-        epsilon_norm, grad_cosine = _measure_(w, copies, clean, h, direction)
+        epsilon_norm, grad_cosine = _measure(excursion, moved, clean, h, direction)
     finally:
-        _come_back_(w, copies)
+        _come_back(excursion)
     if direction.combines and clean is not None:
         for p, b, grad in zip(moved, before, direction.combine(clean, h), strict=True):
             p.grad = grad if b is None else b.add_(grad)
@@ -153,35 +156,36 @@ def set_gradients(params: list[Tensor], grads: Gradients) -> None:
         p.grad = grad
 
 
-def _climb_(w: list[Tensor], g: list[Tensor], direction: Variant, rho: float) -> tuple[Tensor, Tensor | None]:
-    """Move w to w + epsilon; return whether g was usable and, for weights of low precision, the norm asked for."""
-    ascent = direction.ascend(w, g, rho)
-    torch._foreach_add_(w, ascent.epsilon)
-    return ascent.usable, global_norm(ascent.epsilon) if _loses_bits(w) else None
+def _asked_norm(ascent: Ascent, params: list[Tensor]) -> Tensor | None:
+    return global_norm(ascent.direction) * ascent.scale if _loses_bits(params) else None
 
 
-def _measure_(
-    w: list[Tensor],
-    copies: list[Tensor],
-    clean: list[Tensor] | None,
-    h: list[Tensor],
-    direction: Variant,
+def _measure(
+    excursion: Excursion, params: list[Tensor], clean: list[Tensor] | None, h: list[Tensor], direction: Variant
 ) -> tuple[Tensor, Tensor]:
-    """Return ||epsilon|| as it was realised and cos(g, h). Overwrites w, which is about to be restored anyway."""
-    torch._foreach_sub_(w, copies)
-    epsilon_norm = global_norm(w)
-    if clean is None:
-        direction.recover_gradient_(copies, w)
-        clean = w
-    return epsilon_norm, dot(clean, h) / (global_norm(clean) * global_norm(h))
+    """Come back; on the way measure ||epsilon|| as it was realised, and cos(g, h)."""
+    beside = list(pieces(params, *(laid_out_as(params, x) for x in ([h] if clean is None else [h, clean]))))
+    products: list[Tensor] = []
+
+    def visit(number: int, owners: list[Tensor], w: list[Tensor], copies: list[Tensor]) -> None:
+        _, _, h_piece, *clean_piece = beside[number]
+        torch._foreach_sub_(w, copies)
+        epsilon_squared = gram(w).view(1)
+        if not clean_piece:
+            direction.recover_gradient_(owners, copies, w)
+        products.append(torch.cat([epsilon_squared, gram(clean_piece[0] if clean_piece else w, h_piece).view(4)]))
+
+    excursion.come_back(visit)
+    epsilon_squared, gg, gh, _, hh = torch.stack(products).sum(dim=0)
+    return epsilon_squared.sqrt(), gh / (gg.sqrt() * hh.sqrt())
 
 
-def _come_back_(w: list[Tensor], copies: list[Tensor]) -> None:
-    """Restore w, also when Ctrl-C lands in the few instructions before the copy."""
+def _come_back(excursion: Excursion) -> None:
+    """Come back, also when Ctrl-C lands in the few instructions before the copy."""
     try:
-        restore_(w, copies)
+        excursion.come_back()
     except BaseException:
-        restore_(w, copies)
+        excursion.come_back()
         raise
 
 
@@ -215,7 +219,7 @@ def _as_variant(variant: str | Variant, kwargs: Mapping[str, Any] | None) -> Var
         if kwargs:
             raise ValueError(f"`variant_kwargs` goes with a variant's name, got {dict(kwargs)} with an instance.")
         return variant
-    return make_variant(variant, kwargs)
+    return make_variant(variant, kwargs, argument="variant")
 
 
 def _trainable(parameters: Iterable[Any], direction: Variant) -> list[Tensor]:

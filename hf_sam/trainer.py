@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import Seq2SeqTrainer, Trainer
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.arguments import config_of, resolve_config, with_sam_fields
 from hf_sam.config import PLAIN, SAMConfig, variant_of
 from hf_sam.metrics import Averages
 from hf_sam.model_card import with_section, with_tag
-from hf_sam.refusals import refuse_arguments, refuse_trainer
+from hf_sam.refusals import refuse_request, refuse_trainer
 from hf_sam.state import FIELDS, load_state, save_state
 from hf_sam.step import Report, descend, set_gradients
 from hf_sam.variants import Variant
@@ -56,11 +56,11 @@ class SAMTrainerMixin(_SomeTrainer):
     in_descent_pass: bool = False
 
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
-        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments.get("args")
+        given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
         config = resolve_config(given, sam_config)
         active = config.sam_variant != PLAIN
-        if active and given is not None:
-            refuse_arguments(given)  # before the Trainer makes folders and repositories
+        if active:
+            refuse_request(type(self), (*args, *kwargs.values()))  # before the Trainer makes folders and repositories
         self._forget_run()
         super().__init__(*args, **kwargs)
         self.args: Any = with_sam_fields(self.args, config)

@@ -26,7 +26,7 @@ class MicroBatch:
     num_items_in_batch: Tensor | int | None
     accumulation_steps: int
     random_state: RandomState
-    clean_loss: Tensor = field(init=False)
+    clean_loss: Tensor = field(init=False, repr=False)
 
     def fresh_inputs(self) -> Mapping[str, Any]:
         """Return a shallow copy of the inputs: a `compute_loss` that pops its labels must find them again."""

@@ -70,10 +70,7 @@ class OpenSAMTrainer(SAMTrainerMixin, OpenTrainer):
     pass
 
 
-OPEN = pytest.mark.xfail(strict=True, reason="the signature of `*args, **kwargs` does not tell where `args` is")
-
-
-@pytest.mark.parametrize("form", [pytest.param("position", marks=OPEN), "keyword"])
+@pytest.mark.parametrize("form", ["position", "keyword"])
 def test_settings_are_found_through_a_trainer_of_open_signature(plain: TrainingArguments, form: str) -> None:
     model = nn.Linear(1, 1)
     trainer = (
@@ -84,7 +81,6 @@ def test_settings_are_found_through_a_trainer_of_open_signature(plain: TrainingA
     assert trainer.sam_config == CONFIG
 
 
-@OPEN
 def test_both_are_an_error_through_a_trainer_of_open_signature(mixed: SAMTrainingArguments) -> None:
     with pytest.raises(ValueError, match="Give them once"):
         OpenSAMTrainer(model=nn.Linear(1, 1), args=mixed, sam_config=SAMConfig(rho=0.7))
@@ -187,7 +183,7 @@ def test_a_copy_does_not_write_through(plain: TrainingArguments) -> None:
     "show",
     [
         str,
-        pytest.param(repr, marks=pytest.mark.xfail(strict=True, reason="`dataclass` replaces the inherited __repr__")),
+        repr,
     ],
 )
 def test_arguments_do_not_show_the_users_token(kind: str, show: Any, request: pytest.FixtureRequest) -> None:

@@ -171,7 +171,6 @@ def test_buffers_of_every_dtype_come_back(dtype: torch.dtype) -> None:
     assert torch.equal(model.value, torch.ones(3).to(dtype))
 
 
-@pytest.mark.xfail(strict=True, reason="`copy_` refuses a tensor whose elements share memory")
 def test_an_expanded_buffer_is_no_trouble() -> None:
     model = Holder(mask=torch.zeros(1).expand(2, 3))
     BufferState(model).restore()

@@ -74,7 +74,6 @@ def test_nothing_of_the_card_is_lost() -> None:
     assert with_section(CARD, SAMConfig()).replace(f"{sam_section(SAMConfig())}\n", "") == CARD
 
 
-@pytest.mark.xfail(strict=True, reason="a second call adds a second section")
 def test_a_card_that_has_the_section_keeps_one() -> None:
     once = with_section(CARD, SAMConfig())
     assert with_section(once, SAMConfig(rho=0.2)).count(HEADING) == 1

@@ -48,9 +48,9 @@ class Step:
     """One step over weights that dwarf everything else, in units of their size."""
 
     def __init__(self, dtype: torch.dtype, step: Callable[..., Any]) -> None:
-        w = [nn.Parameter(torch.randn(100, 100, dtype=dtype)) for _ in range(20)]
+        w = [nn.Parameter(torch.randn(400, 400, dtype=dtype)) for _ in range(20)]
         size = sum(p.numel() * p.element_size() for p in w)
-        x = torch.randn(100, dtype=dtype)
+        x = torch.randn(400, dtype=dtype)
         self.at_call: list[float] = []
         with Memory(leave_out=w) as memory:
 

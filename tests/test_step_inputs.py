@@ -138,9 +138,6 @@ def test_a_bad_argument_is_named_with_its_rule_and_value(kwargs: dict[str, Any],
     assert not calls
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the messages name the Trainer's arguments, `sam_variant` and `sam_variant_kwargs`"
-)
 @pytest.mark.parametrize("kwargs", [{"variant": "msam"}, {"variant_kwargs": {"eta": 1}}])
 def test_a_bad_variant_is_named_as_typed(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"(?<!sam_)variant") as caught:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_sam.numerics import Ascent, global_norm, scale_to_length_
+from hf_sam.numerics import Ascent, along, gram, laid_out_as, pieces
 from hf_sam.variants.base import Variant
 
 SCALED = ("matrices", "all", "named_weight")
@@ -70,24 +70,28 @@ class ASAM(Variant):
 
     @torch.no_grad()
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: float) -> Ascent:
-        """Return rho * T^2 g / ||T g|| (or as the options say), in the gradient's own memory."""
-        scaled = [(g, w) for g, w, is_scaled in zip(grads, params, self._is_scaled(params), strict=True) if is_scaled]
-        norm = global_norm(grads) if not self.weighted_norm else None
-        for g, w in scaled:
-            g.mul_(self._scale(w))
-        if norm is None:
-            norm = global_norm(grads)
-        if self.power == 2:
-            for g, w in scaled:
-                g.mul_(self._scale(w))
-        return scale_to_length_(grads, rho, norm)
+        """Return rho * T^2 g / ||T g||, or as the options say."""
+        grads = laid_out_as(params, grads)
+        squares = []
+        for owners, w, g in pieces(params, grads):
+            scaled = [(g_i, w_i) for g_i, w_i, yes in zip(g, w, self._is_scaled(owners), strict=True) if yes]
+            if not self.weighted_norm:
+                squares.append(gram(g).view(1))
+            for g_i, w_i in scaled:
+                g_i.mul_(self._scale(w_i))
+            if self.weighted_norm:
+                squares.append(gram(g).view(1))
+            if self.power == 2:
+                for g_i, w_i in scaled:
+                    g_i.mul_(self._scale(w_i))
+        return along(grads, rho, torch.cat(squares).sum().sqrt())
 
     @torch.no_grad()
-    def recover_gradient_(self, params: list[Tensor], epsilon: list[Tensor]) -> None:
+    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> None:
         """Divide epsilon by T^power. Where T is zero (eta = 0, w = 0) nothing can move, and zero stays."""
-        for e, w, is_scaled in zip(epsilon, params, self._is_scaled(params), strict=True):
+        for e, w_i, is_scaled in zip(epsilon, w, self._is_scaled(params), strict=True):
             if is_scaled:
-                e.div_(self._scale(w).pow_(self.power))
+                e.div_(self._scale(w_i).pow_(self.power))
                 if self.eta == 0:
                     e.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 

@@ -36,13 +36,13 @@ class Variant(ABC):
         """Return epsilon at `params`.
 
         Args:
-            params: the weights w, not to be changed.
+            params: the parameters at w, not to be changed.
             grads: the clean gradient g, one tensor per parameter, possibly loss-scaled (so the result must not depend
-                on the length of g). The callee owns these tensors and may overwrite them.
+                on the length of g). The callee owns these tensors and may overwrite them or return them.
             rho: the radius, >= 0.
 
         Returns:
-            epsilon and whether it is usable; zeros when the gradient is zero or not finite.
+            Where to climb (see `hf_sam.numerics.along`); nowhere when the gradient is zero or not finite.
         """
 
     def combine(self, clean: list[Tensor], perturbed: list[Tensor]) -> list[Tensor]:
@@ -50,8 +50,14 @@ class Variant(ABC):
         del clean
         return perturbed
 
-    def recover_gradient_(self, params: list[Tensor], epsilon: list[Tensor]) -> None:
-        """Overwrite `epsilon`, as it was added to `params`, with a vector parallel to the clean gradient."""
+    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> None:
+        """Overwrite `epsilon`, as it was realised, with a vector parallel to the clean gradient.
+
+        Args:
+            params: the parameters concerned, which may be seen in pieces.
+            w: their weights, or the same pieces of them, before they moved.
+            epsilon: what was added to `w`.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not set recovers_gradient.")
 
     def prepare(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hf_sam.numerics import Ascent, global_norm, scale_to_length_
+from hf_sam.numerics import Ascent, along, global_norm
 from hf_sam.variants.base import Variant
 
 
@@ -26,9 +26,9 @@ class SAM(Variant):
 }"""
 
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: float) -> Ascent:
-        """Return rho * g / ||g||, in the gradient's own memory."""
+        """Return rho * g / ||g||."""
         del params  # the steepest direction does not depend on where we stand
-        return scale_to_length_(grads, rho, global_norm(grads))
+        return along(grads, rho, global_norm(grads))
 
-    def recover_gradient_(self, params: list[Tensor], epsilon: list[Tensor]) -> None:
+    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> None:
         """Leave epsilon as it is: it is parallel to the gradient."""

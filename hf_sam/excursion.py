@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How do the weights get to w + epsilon and back to w, to the last bit, with one copy of them and no more?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hf_sam.numerics import Ascent, laid_out_as, pieces
+
+Visit = Callable[[int, list[Tensor], list[Tensor], list[Tensor]], None]
+
+
+class Excursion:
+    """A way up and back, piece by piece.
+
+    The copy of a piece is taken and noted before the piece moves, so that `come_back` is right after an interrupt at
+    any point, and right when it is called again. It goes back the way it came: parameters that share memory, which
+    moved one after the other, come back too.
+    """
+
+    def __init__(self, params: list[Tensor]) -> None:
+        """Prepare to move `params`; nothing has moved yet."""
+        self._params = params
+        self._away: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
+
+    @torch.no_grad()
+    def climb(self, ascent: Ascent) -> None:
+        """Move the weights to w + epsilon, in place. The direction's memory may be overwritten."""
+        for owners, w, direction in pieces(self._params, laid_out_as(self._params, ascent.direction)):
+            # A copy of its own: the gradient's memory may belong to others (a flat buffer, a bucket of DDP).
+            self._away.append((owners, w, [piece.clone() for piece in w]))
+            _add_epsilon_(w, direction, ascent)
+
+    @torch.no_grad()
+    def come_back(self, visit: Visit | None = None) -> None:
+        """Move the weights back to w.
+
+        Args:
+            visit: called for each piece before it moves back, with its number in the order of `numerics.pieces`, the
+                parameters it belongs to, the weights at w + epsilon (which it may overwrite) and the copy of w.
+        """
+        while self._away:
+            owners, w, copies = self._away[-1]
+            if visit is not None:
+                visit(len(self._away) - 1, owners, w, copies)
+            torch._foreach_copy_(w, copies)
+            self._away.pop()
+
+
+def _add_epsilon_(w: list[Tensor], direction: list[Tensor], ascent: Ascent) -> None:
+    if ascent.scale.device.type == "cpu":  # where reading a number is free
+        if ascent.usable:
+            torch._foreach_add_(w, direction, alpha=ascent.scale.item())
+        return
+    torch._foreach_mul_(direction, ascent.scale)
+    for d in direction:
+        d.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # inf * 0 is nan
+    torch._foreach_add_(w, direction)
