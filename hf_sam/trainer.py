@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
@@ -17,6 +17,7 @@ from hf_sam.config import PLAIN, SAMConfig, variant_of
 from hf_sam.metrics import Averages
 from hf_sam.model_card import with_section, with_tag
 from hf_sam.refusals import refuse_request, refuse_trainer
+from hf_sam.reload import ReloadsRenamedTensors
 from hf_sam.state import FIELDS, load_state, save_state
 from hf_sam.step import Report, descend, set_gradients
 from hf_sam.variants import Variant
@@ -24,14 +25,8 @@ from hf_sam.window import MicroBatch, Window
 
 logger = logging.getLogger(__name__)
 
-# The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
-if TYPE_CHECKING:
-    from transformers import Trainer as _SomeTrainer
-else:
-    _SomeTrainer = object
 
-
-class SAMTrainerMixin(_SomeTrainer):
+class SAMTrainerMixin(ReloadsRenamedTensors):
     """Sharpness-aware steps for any `transformers.Trainer`: `class MyTrainer(SAMTrainerMixin, Seq2SeqTrainer)`.
 
     Each optimizer step runs forward and backward twice (Foret et al. 2021, algorithm 1), through the Trainer's own

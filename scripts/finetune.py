@@ -28,7 +28,6 @@ from scripts.common.arguments import ScriptArguments
 from scripts.common.checkpoints import check_output_dir, check_same_model, clear_output_dir, find_checkpoint
 from scripts.common.errors import HUB_ERROR, UserError, one_line
 from scripts.common.parsing import parse
-from scripts.common.resume import ResumableTrainer
 from scripts.common.summary import finite, run_facts, show
 from scripts.tasks import TASKS
 from scripts.tasks.base import Task
@@ -88,7 +87,7 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     evaluation = {name: split.data for name, split in task.evaluation.items()}
     try:
-        return ResumableTrainer(
+        return SAMTrainer(
             model=task.model,
             args=training,
             train_dataset=task.train,

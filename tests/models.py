@@ -19,6 +19,8 @@ from transformers import (
     ResNetForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 VOCABULARY = 60
@@ -89,6 +91,22 @@ def resnet() -> nn.Module:
     return ResNetForImageClassification(config)
 
 
+def vit() -> nn.Module:
+    """A model whose tensors have other names in its files than in memory."""
+    config = ViTConfig(
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        hidden_dropout_prob=0.1,
+        num_labels=3,
+    )
+    return ViTForImageClassification(config)
+
+
 def _tokens(length: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(3, VOCABULARY, (length,), generator=generator)
 
@@ -121,6 +139,7 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator], l
     "mixtral": (mixtral, language_data),
     "t5": (t5, language_data),
     "resnet": (resnet, image_data),
+    "vit": (vit, image_data),
 }
 
 

@@ -2,24 +2,28 @@
 """Do the weights of a checkpoint really come back?
 
 transformers 5 gives some models (ViT is one) other tensor names in memory than in their files, and renames in
-`save_pretrained` and `from_pretrained`. Trainer's own loading (resume, best model at the end) does not rename: it warns
-of missing keys and goes on with the weights it has. Here such a checkpoint is loaded the way a user would load it.
+`save_pretrained` and `from_pretrained`. The Trainer's own loading (resume, best model at the end) does not rename: it
+warns of missing keys and goes on with the weights it has. Here such a checkpoint is loaded as a user would load it.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
-from hf_sam import SAMTrainer
+# The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
+if TYPE_CHECKING:
+    from transformers import Trainer as SomeTrainer
+else:
+    SomeTrainer = object
 
 
-class ResumableTrainer(SAMTrainer):
-    """A `SAMTrainer` that also resumes models whose tensors are renamed on the way to the file."""
+class ReloadsRenamedTensors(SomeTrainer):
+    """A mixin for a Trainer that also resumes models whose tensors are renamed on the way to the file."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -35,7 +39,15 @@ class ResumableTrainer(SAMTrainer):
 
 
 def load_renamed(model: Any, checkpoint: Path) -> None:
-    """Load a checkpoint whose file has other names than `model`; do nothing if the names are the same."""
+    """Load a checkpoint whose file has other names than `model`; do nothing if the names are the same.
+
+    Args:
+        model: what to load into; only a `PreTrainedModel` renames.
+        checkpoint: folder with a `model.safetensors`.
+
+    Raises:
+        RuntimeError: if the checkpoint is of another model.
+    """
     weights = checkpoint / "model.safetensors"
     if not isinstance(model, PreTrainedModel) or not weights.is_file():
         return
