@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
-PIECE = 2**16
+PIECE = 2**17
 """Elements that are worked on at once on a CPU: a few arrays of this length fit the second-level cache."""
 
 
@@ -51,45 +51,55 @@ def global_norm(tensors: list[Tensor]) -> Tensor:
     Returns:
         0-dim tensor on the tensors' device, accumulated in float32 (float64 when an input is).
     """
-    dtype = accumulation_dtype(tensors)
     if tensors[0].device.type == "cpu":
         # Piece by piece: a CPU sums one tensor in one go, which loses three digits over 1e7 elements of float32.
-        return torch.cat([gram(piece, dtype=dtype).view(1) for _, piece in pieces(tensors)]).sum().sqrt()
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(tensors, 2, dtype=dtype))))
+        dtype = _wider(tensors)
+        return total([inner(piece, piece, dtype) for _, piece in pieces(tensors)], tensors).sqrt()
+    norms = torch._foreach_norm(tensors, 2, dtype=accumulation_dtype(tensors))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
     return norm
 
 
 @torch.no_grad()
 def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
     """Return the inner product of two lists of tensors taken as two vectors, accumulated in at least float32."""
-    dtype = accumulation_dtype([*left, *right])
+    dtype = _wider([*left, *right])
+    return total([inner(a, b, dtype) for _, a, b in pieces(left, laid_out_as(left, right))], [*left, *right])
+
+
+@torch.no_grad()
+def inner(left: list[Tensor], right: list[Tensor], dtype: torch.dtype | None = None) -> Tensor | float:
+    """Return the inner product of one piece (see `pieces`), for `total` to add up.
+
+    On a CPU, where reading a number is free, it is a float: adding those costs nothing and loses nothing.
+
+    Args:
+        left: tensors of any dtypes and shapes.
+        right: tensors of the same shapes.
+        dtype: in which to accumulate; `accumulation_dtype` of the piece by default.
+    """
+    dtype = dtype or accumulation_dtype([*left, *right])
     if left[0].device.type == "cpu":
-        both = pieces(left, laid_out_as(left, right))
-        return torch.cat([gram(a, b, dtype=dtype)[0, 1].view(1) for _, a, b in both]).sum()
+        a, b = _as_vector(left), _as_vector(right)
+        if a.dtype != b.dtype or a.dtype != dtype:
+            a, b = a.to(dtype), b.to(dtype)
+        return torch.dot(a, b).item()
+    if left is right:
+        return global_norm(left).square()
     products = [torch.dot(a.flatten().to(dtype), b.flatten().to(dtype)) for a, b in zip(left, right, strict=True)]
     return torch.stack(products).sum()
 
 
-@torch.no_grad()
-def gram(*lists: list[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-    """Return the inner products of lists of tensors with each other, each list taken as one vector.
+def total(products: list[Tensor | float], tensors: list[Tensor]) -> Tensor:
+    """Return the sum of what `inner` returned, 0-dim, on the device of `tensors` and in their accumulation dtype."""
+    if tensors[0].device.type == "cpu":
+        return torch.tensor(float(sum(products)), dtype=accumulation_dtype(tensors))
+    return torch.stack([torch.as_tensor(product) for product in products]).sum()
 
-    Args:
-        *lists: n lists of tensors of the same shapes: on a CPU small enough to be laid side by side (see `pieces`).
-        dtype: in which to accumulate on a CPU; by default `accumulation_dtype` of all tensors.
 
-    Returns:
-        n x n tensor, accumulated in at least float32.
-    """
-    if lists[0][0].device.type == "cpu":
-        dtype = dtype or accumulation_dtype([t for tensors in lists for t in tensors])
-        vectors = [_as_vector(tensors).to(dtype) for tensors in lists]
-        rows = [[torch.dot(a, b) for b in vectors[: i + 1]] for i, a in enumerate(vectors)]
-    else:
-        norms = [global_norm(tensors) for tensors in lists]
-        rows = [[*(dot(a, b) for b in lists[:i]), norms[i].square()] for i, a in enumerate(lists)]
-    size = range(len(rows))
-    return torch.stack([rows[max(i, j)][min(i, j)] for i in size for j in size]).view(len(rows), len(rows))
+def _wider(tensors: list[Tensor]) -> torch.dtype:
+    """Return the accumulation dtype, or float64 for 16 bits: a CPU has to convert those anyway."""
+    return torch.float64 if any(t.dtype in HALF_PRECISION for t in tensors) else accumulation_dtype(tensors)
 
 
 def _as_vector(tensors: list[Tensor]) -> Tensor:

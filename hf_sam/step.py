@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_sam.config import checked_rho
 from hf_sam.excursion import Excursion
 from hf_sam.layers import RandomState, devices_of
-from hf_sam.numerics import HALF_PRECISION, Ascent, global_norm, gram, laid_out_as, pieces, restore_, snapshot
+from hf_sam.numerics import HALF_PRECISION, Ascent, global_norm, inner, laid_out_as, pieces, restore_, snapshot, total
 from hf_sam.variants import Variant, make_variant
 
 Gradients = Sequence[Tensor | None]
@@ -165,18 +165,19 @@ def _measure(
 ) -> tuple[Tensor, Tensor]:
     """Come back; on the way measure ||epsilon|| as it was realised, and cos(g, h)."""
     beside = list(pieces(params, *(laid_out_as(params, x) for x in ([h] if clean is None else [h, clean]))))
-    products: list[Tensor] = []
+    products: list[tuple[Tensor | float, ...]] = []  # of epsilon, g, g and h, h
 
     def visit(number: int, owners: list[Tensor], w: list[Tensor], copies: list[Tensor]) -> None:
         _, _, h_piece, *clean_piece = beside[number]
         torch._foreach_sub_(w, copies)
-        epsilon_squared = gram(w).view(1)
+        epsilon_squared = inner(w, w)
         if not clean_piece:
             direction.recover_gradient_(owners, copies, w)
-        products.append(torch.cat([epsilon_squared, gram(clean_piece[0] if clean_piece else w, h_piece).view(4)]))
+        g_piece = clean_piece[0] if clean_piece else w
+        products.append((epsilon_squared, inner(g_piece, g_piece), inner(g_piece, h_piece), inner(h_piece, h_piece)))
 
     excursion.come_back(visit)
-    epsilon_squared, gg, gh, _, hh = torch.stack(products).sum(dim=0)
+    epsilon_squared, gg, gh, hh = (total(list(column), params) for column in zip(*products, strict=True))
     return epsilon_squared.sqrt(), gh / (gg.sqrt() * hh.sqrt())
 
 

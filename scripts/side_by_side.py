@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # `python scripts/side_by_side.py` puts scripts/ there, the import needs the root
+
+from scripts.common.environment import environment  # noqa: E402
 
 
 @dataclass
@@ -44,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1], help="one run of each method per seed")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/side_by_side"), help="its runs are replaced")
     parser.add_argument("--extra", nargs="*", default=[], help="more arguments for every run, such as max_steps=100")
+    parser.add_argument("--json", type=Path, help="also write every run's results to this file")
     args = parser.parse_args(argv)
     extra = [f"--{pair}" for pair in args.extra]
     runs = [
@@ -57,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.results.append(_train(run, seed, args.output_dir))
     status = _reload([args.output_dir / f"{run.name}-{args.seeds[0]}" for run in runs])
     _print(runs, time.perf_counter() - started, reloaded=status == 0)
+    if args.json:
+        _write(args.json, runs, args.seeds)
     return status
 
 
@@ -76,6 +82,19 @@ def _train(run: Run, seed: int, folder: Path) -> dict[str, Any]:
 def _reload(folders: list[Path]) -> int:
     print("\n=== Loading the checkpoints in a new process without hf_sam", flush=True)
     return subprocess.run([sys.executable, str(HERE / "reload.py"), *map(str, folders)], check=False).returncode
+
+
+def _write(path: Path, runs: list[Run], seeds: list[int]) -> None:
+    found = {
+        run.name: {
+            "arguments": [argument.removeprefix(f"{HERE.parent}/") for argument in run.arguments],
+            "seeds": seeds[: len(run.results)],
+            "results": run.results,
+        }
+        for run in runs
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"environment": environment(), "runs": found}, indent=2) + "\n", encoding="utf-8")
 
 
 def _print(runs: list[Run], seconds: float, *, reloaded: bool) -> None:

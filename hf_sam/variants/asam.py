@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_sam.numerics import Ascent, along, gram, laid_out_as, pieces
+from hf_sam.numerics import Ascent, along, inner, laid_out_as, pieces, total
 from hf_sam.variants.base import Variant
 
 SCALED = ("matrices", "all", "named_weight")
@@ -76,15 +76,15 @@ class ASAM(Variant):
         for owners, w, g in pieces(params, grads):
             scaled = [(g_i, w_i) for g_i, w_i, yes in zip(g, w, self._is_scaled(owners), strict=True) if yes]
             if not self.weighted_norm:
-                squares.append(gram(g).view(1))
+                squares.append(inner(g, g))
             for g_i, w_i in scaled:
                 g_i.mul_(self._scale(w_i))
             if self.weighted_norm:
-                squares.append(gram(g).view(1))
+                squares.append(inner(g, g))
             if self.power == 2:
                 for g_i, w_i in scaled:
                     g_i.mul_(self._scale(w_i))
-        return along(grads, rho, torch.cat(squares).sum().sqrt())
+        return along(grads, rho, total(squares, grads).sqrt())
 
     @torch.no_grad()
     def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> None:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does somebody need to know who wants the same numbers?"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+
+import hf_sam
+
+
+def environment() -> dict[str, Any]:
+    """Return package versions, the commit and the hardware."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "hf_sam": hf_sam.__version__,
+        "commit": _commit(),
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None  # not a checkout
