@@ -171,6 +171,17 @@ def test_batch_statistics_count_the_clean_passes_only(tmp_path: Any) -> None:
     assert counts == {14}  # 26 examples in batches of four, two epochs: one count per micro-batch
 
 
+def test_batch_statistics_are_those_of_the_clean_passes(tmp_path: Any) -> None:
+    """With learning rate zero the clean passes are the plain Trainer's; the perturbed ones, at rho > 0, are not."""
+    settings = {"gradient_accumulation_steps": 2, "learning_rate": 0.0, "optim": "sgd"}
+    plain = trainer_for("resnet", tmp_path, sam=None, **settings)
+    plain.train()
+    sharp = trainer_for("resnet", tmp_path, sam=SAMConfig(rho=0.5), **settings)
+    sharp.train()
+    found = dict(sharp.model.named_buffers())
+    assert all(torch.equal(buffer, found[name]) for name, buffer in plain.model.named_buffers())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_weights_are_warned_about_once_with_the_measured_ratio(
     dtype: torch.dtype, tmp_path: Any, caplog: pytest.LogCaptureFixture

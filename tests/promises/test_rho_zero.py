@@ -143,6 +143,28 @@ def test_a_dataset_without_length_whose_gradients_spill_into_the_next_epoch(
     assert_same_run(family, tmp_path, scope, gradient_accumulation_steps=4, max_steps=7, wrap_data=Stream)
 
 
+class Divided:
+    """Divides each loss by the number of micro-batches, as for models that ignore `num_items_in_batch`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+
+class PlainDivided(Divided, Trainer):
+    pass
+
+
+class SAMDivided(Divided, SAMTrainer):
+    pass
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_spilled_micro_batches_keep_the_divisor_of_their_own_group(scope: str, tmp_path: Any) -> None:
+    settings = {"classes": (PlainDivided, SAMDivided), "wrap_data": Stream}
+    assert_same_run("resnet", tmp_path, scope, gradient_accumulation_steps=4, max_steps=7, **settings)
+
+
 class CountingBuffer(nn.Module):
     """A layer whose output depends on how often it ran: a pass that started elsewhere would be another function."""
 
