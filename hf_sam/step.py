@@ -136,7 +136,7 @@ def descend(
         del ascent
         set_gradients(params, onto)  # drops the clean gradient: from here on the copy of w is all that is extra
         evaluate()
-        h = [_added(p, b) for p, b in zip(moved, before, strict=True)]
+        h = list(map(_added, moved, before))
         epsilon_norm, grad_cosine = _measure(excursion, moved, clean, h, direction)
     finally:
         _come_back(excursion)

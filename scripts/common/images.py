@@ -12,7 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import UnidentifiedImageError
 from pyarrow import ArrowException
 from torch.utils.data import Dataset as TorchDataset
-from transformers import AutoImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
 from scripts.common.arguments import ScriptArguments
