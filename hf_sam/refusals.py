@@ -58,7 +58,7 @@ def refuse_request(cls: type, arguments: Iterable[Any]) -> None:
             refuse_arguments(argument)
         elif isinstance(argument, nn.Module):
             _refuse_model(argument)
-        elif isinstance(argument, tuple):  # `optimizers` or `optimizer_cls_and_kwargs`
+        elif isinstance(argument, tuple) and argument:  # `optimizers` or `optimizer_cls_and_kwargs`
             _refuse_optimizer(argument[0])
 
 

@@ -185,3 +185,8 @@ def test_variant_none_refuses_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.value)
 def test_every_engine_is_refused_with_a_way_out(engine: DistributedType) -> None:
     assert "Train without" in ENGINES[engine]
+
+
+def test_an_empty_tuple_among_the_arguments_is_no_trouble(tmp_path: Path) -> None:
+    trainer = SAMTrainer(nn.Linear(1, 1), arguments(tmp_path), eval_dataset=())
+    assert trainer.sam_config == SAMConfig()
