@@ -12,7 +12,18 @@ from torch import Tensor
 from hf_sam.config import checked_rho
 from hf_sam.excursion import Excursion
 from hf_sam.layers import RandomState, devices_of
-from hf_sam.numerics import HALF_PRECISION, Ascent, global_norm, inner, laid_out_as, pieces, restore_, snapshot, total
+from hf_sam.numerics import (
+    HALF_PRECISION,
+    Ascent,
+    accumulation_dtype,
+    global_norm,
+    inner,
+    laid_out_as,
+    pieces,
+    restore_,
+    snapshot,
+    total,
+)
 from hf_sam.variants import Variant, make_variant
 
 Gradients = Sequence[Tensor | None]
@@ -165,16 +176,17 @@ def _measure(
 ) -> tuple[Tensor, Tensor]:
     """Come back; on the way measure ||epsilon|| as it was realised, and cos(g, h)."""
     beside = list(pieces(params, *(laid_out_as(params, x) for x in ([h] if clean is None else [h, clean]))))
+    dtype = accumulation_dtype(params)
     products: list[tuple[Tensor | float, ...]] = []  # of epsilon, g, g and h, h
 
     def visit(number: int, owners: list[Tensor], w: list[Tensor], copies: list[Tensor]) -> None:
         _, _, h_piece, *clean_piece = beside[number]
         torch._foreach_sub_(w, copies)
-        epsilon_squared = inner(w, w)
-        if not clean_piece:
-            direction.recover_gradient_(owners, copies, w)
-        g_piece = clean_piece[0] if clean_piece else w
-        products.append((epsilon_squared, inner(g_piece, g_piece), inner(g_piece, h_piece), inner(h_piece, h_piece)))
+        epsilon_squared = g_squared = inner(w, w, dtype)
+        g = clean_piece[0] if clean_piece else w
+        if clean_piece or direction.recover_gradient_(owners, copies, w):
+            g_squared = inner(g, g, dtype)
+        products.append((epsilon_squared, g_squared, inner(g, h_piece, dtype), inner(h_piece, h_piece, dtype)))
 
     excursion.come_back(visit)
     epsilon_squared, gg, gh, hh = (total(list(column), params) for column in zip(*products, strict=True))

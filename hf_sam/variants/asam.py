@@ -87,13 +87,14 @@ class ASAM(Variant):
         return along(grads, rho, total(squares, grads).sqrt())
 
     @torch.no_grad()
-    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> None:
+    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
         """Divide epsilon by T^power. Where T is zero (eta = 0, w = 0) nothing can move, and zero stays."""
         for e, w_i, is_scaled in zip(epsilon, w, self._is_scaled(params), strict=True):
             if is_scaled:
                 e.div_(self._scale(w_i).pow_(self.power))
                 if self.eta == 0:
                     e.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        return True
 
     def _scale(self, w: Tensor) -> Tensor:
         """Return the diagonal of T_w for one scaled parameter."""

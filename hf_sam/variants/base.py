@@ -50,13 +50,16 @@ class Variant(ABC):
         del clean
         return perturbed
 
-    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> None:
+    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
         """Overwrite `epsilon`, as it was realised, with a vector parallel to the clean gradient.
 
         Args:
             params: the parameters concerned, which may be seen in pieces.
             w: their weights, or the same pieces of them, before they moved.
             epsilon: what was added to `w`.
+
+        Returns:
+            Whether `epsilon` had to be changed.
         """
         raise NotImplementedError(f"{type(self).__name__} does not set recovers_gradient.")
 

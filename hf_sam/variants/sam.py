@@ -30,5 +30,7 @@ class SAM(Variant):
         del params  # the steepest direction does not depend on where we stand
         return along(grads, rho, global_norm(grads))
 
-    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> None:
+    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
         """Leave epsilon as it is: it is parallel to the gradient."""
+        del params, w, epsilon
+        return False
