@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -115,16 +116,20 @@ def test_a_gradient_scaler_also_while_it_backs_off(scope: str, scale: float, tmp
     assert (expected["scaler"]["scale"] < scale) == (scale > 2.0**20)  # it did back off where it had to
 
 
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_torch_compile(scope: str, tmp_path: Any) -> None:
+def test_torch_compile(scope: str, backend: str, tmp_path: Any) -> None:
     assert_same_run(
         "bert",
         tmp_path,
         scope,
         gradient_accumulation_steps=2,
         torch_compile=True,
-        torch_compile_backend="aot_eager",
+        torch_compile_backend=backend,
     )
 
 
