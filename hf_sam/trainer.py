@@ -14,6 +14,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.arguments import config_of, resolve_config, with_sam_fields
 from hf_sam.config import PLAIN, SAMConfig, variant_of
+from hf_sam.counters import COUNTERS, counted_once
 from hf_sam.metrics import Averages
 from hf_sam.model_card import with_section, with_tag
 from hf_sam.refusals import refuse_request, refuse_trainer
@@ -42,6 +43,8 @@ class SAMTrainerMixin(ReloadsRenamedTensors):
     Attributes:
         in_descent_pass: True while the second pass runs. A `compute_loss` that counts something counts only when it
             is False.
+        counters: names of attributes in which `compute_loss` counts without asking; the second pass leaves them as
+            they were. TRL's by default; a subclass may name more.
 
     Raises:
         ValueError: if settings are given twice or out of range.
@@ -49,6 +52,7 @@ class SAMTrainerMixin(ReloadsRenamedTensors):
     """
 
     in_descent_pass: bool = False
+    counters: tuple[str, ...] = COUNTERS
 
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
@@ -140,7 +144,8 @@ class SAMTrainerMixin(ReloadsRenamedTensors):
         def evaluate() -> None:
             self.in_descent_pass = True
             try:
-                rises.append(window.replay(lambda micro_batch: self._plain_step(model, micro_batch)))
+                with counted_once(self, self.counters):
+                    rises.append(window.replay(lambda micro_batch: self._plain_step(model, micro_batch)))
             finally:
                 self.in_descent_pass = False
                 self.current_gradient_accumulation_steps = count
