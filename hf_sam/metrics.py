@@ -8,7 +8,7 @@ import statistics
 import torch
 from torch import Tensor
 
-from hf_sam.step import Report
+from hf_sam.report import Report
 
 MEASURED = ("sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine")
 
@@ -33,7 +33,7 @@ class Averages:
     def _clear(self) -> None:
         self._windows = 0
         self._rhos: list[float] = []
-        self._sums: Tensor | None = None
+        self._sums: Tensor | None = None  # of MEASURED, of what of them counted, of usable descents and of descents
 
     def add(self, report: Report, rise: Tensor, rho: float, *, ends_window: bool) -> None:
         """Take in one descent.
@@ -46,24 +46,31 @@ class Averages:
         """
         values = torch.stack([v.detach().float() for v in (rise, report.epsilon_norm, report.grad_cosine)])
         counts = report.usable & torch.isfinite(values)
-        sums = torch.cat([torch.where(counts, values, 0.0), counts.float(), report.usable.float().view(1)])
+        usable = report.usable.float()
+        sums = torch.cat([torch.where(counts, values, 0.0), counts.float(), torch.stack([usable, usable.new_ones(())])])
         self._sums = sums if self._sums is None else self._sums + sums
         self._rhos.append(rho)
         self._windows += ends_window
 
+    def share(self, device: torch.device) -> None:
+        """Add up over all processes, each of which has to call this, so that every one drains the same means."""
+        if self._sums is None:
+            self._sums = torch.zeros(2 * len(MEASURED) + 2, device=device)
+        torch.distributed.all_reduce(self._sums)
+
     def drain(self) -> dict[str, float]:
         """Return the means by log key and start afresh; empty when no step was taken."""
-        if self._sums is None:
+        if self._sums is None or not self._rhos:
+            self._clear()
             return {}
-        *totals, usable = self._sums.tolist()
-        descents = len(self._rhos)
+        *totals, usable, descents = self._sums.tolist()
         logs = {"sam/rho": statistics.mean(self._rhos)}
         for key, total, count in zip(MEASURED, totals[:3], totals[3:], strict=True):
             if count:
                 logs[key] = total / count
         if "sam/sharpness" in logs and self._windows:
             # Micro-batch losses are shares of the step's loss: the rise of a step is their sum, not their mean.
-            logs["sam/sharpness"] *= descents / self._windows
+            logs["sam/sharpness"] *= len(self._rhos) / self._windows
         logs["sam/skipped"] = 1.0 - usable / descents
         self._clear()
         return logs

@@ -3,11 +3,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hf_sam.config import SAMConfig
+from hf_sam.config import PLAIN, SAMConfig
 from hf_sam.variants import VARIANTS
+
+# The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
+if TYPE_CHECKING:
+    from transformers import Trainer as SomeTrainer
+else:
+    SomeTrainer = object
 
 TAG = "sharpness-aware-minimization"
 HEADING = "### Sharpness-aware minimization"
@@ -57,3 +66,25 @@ def with_tag(tags: str | list[str] | None) -> list[str]:
     """Return the card's tags with ours among them; never bare "sam", which is Segment Anything's."""
     tags = [tags] if isinstance(tags, str) else list(tags or [])
     return tags if TAG in tags else [*tags, TAG]
+
+
+class WritesModelCard(SomeTrainer):
+    """A mixin for a Trainer whose model cards say how SAM was used."""
+
+    @property
+    def sam_config(self) -> SAMConfig:
+        """The settings in force; the trainer's."""
+        raise NotImplementedError
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the Trainer's model card with the tag, SAM's settings and the citation."""
+        config = self.sam_config
+        if config.sam_variant == PLAIN:
+            super().create_model_card(*args, **kwargs)
+            return
+        call = inspect.signature(super().create_model_card).bind(*args, **kwargs)
+        call.arguments["tags"] = with_tag(call.arguments.get("tags"))
+        super().create_model_card(*call.args, **call.kwargs)
+        path = Path(self.args.output_dir) / "README.md"
+        if self.is_world_process_zero() and path.is_file():
+            path.write_text(with_section(path.read_text(encoding="utf-8"), config), encoding="utf-8")

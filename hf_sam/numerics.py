@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_sam.shards import Shards, local
+
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 PIECE = 2**17
 """Elements that are worked on at once on a CPU: a few arrays of this length fit the second-level cache."""
@@ -42,29 +44,35 @@ def accumulation_dtype(tensors: list[Tensor]) -> torch.dtype:
 
 
 @torch.no_grad()
-def global_norm(tensors: list[Tensor]) -> Tensor:
+def global_norm(tensors: list[Tensor], params: list[Tensor] | None = None) -> Tensor:
     """Return the Euclidean norm of all tensors taken as one vector.
 
     Args:
         tensors: at least one tensor, all on one device, any floating dtypes and shapes.
+        params: the parameters that the tensors belong to, where these may be spread over processes (`Shards`): the
+            norm is then that of the whole vector, the same on every process.
 
     Returns:
         0-dim tensor on the tensors' device, accumulated in float32 (float64 when an input is).
     """
-    if tensors[0].device.type == "cpu":
+    owners = tensors if params is None else params
+    if tensors[0].device.type == "cpu" or isinstance(owners, Shards):
         # Piece by piece: a CPU sums one tensor in one go, which loses three digits over 1e7 elements of float32.
         dtype = _wider(tensors)
-        return total([inner(piece, piece, dtype) for _, piece in pieces(tensors)], tensors).sqrt()
+        cut = pieces(owners, laid_out_as(owners, tensors))
+        return total([inner(piece, piece, dtype) for _, _, piece in cut], owners).sqrt()
     norms = torch._foreach_norm(tensors, 2, dtype=accumulation_dtype(tensors))
     norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
     return norm
 
 
 @torch.no_grad()
-def dot(left: list[Tensor], right: list[Tensor]) -> Tensor:
-    """Return the inner product of two lists of tensors taken as two vectors, accumulated in at least float32."""
+def dot(left: list[Tensor], right: list[Tensor], params: list[Tensor] | None = None) -> Tensor:
+    """Return the inner product of two lists of tensors taken as two vectors; arguments as for `global_norm`."""
     dtype = _wider([*left, *right])
-    return total([inner(a, b, dtype) for _, a, b in pieces(left, laid_out_as(left, right))], [*left, *right])
+    owners = left if params is None else params
+    cut = pieces(owners, laid_out_as(owners, left), laid_out_as(owners, right))
+    return total([inner(a, b, dtype) for _, _, a, b in cut], owners)
 
 
 @torch.no_grad()
@@ -90,11 +98,29 @@ def inner(left: list[Tensor], right: list[Tensor], dtype: torch.dtype | None = N
     return torch.stack(products).sum()
 
 
-def total(products: list[Tensor | float], tensors: list[Tensor]) -> Tensor:
-    """Return the sum of what `inner` returned, 0-dim, on the device of `tensors` and in their accumulation dtype."""
-    if tensors[0].device.type == "cpu":
-        return torch.tensor(float(sum(products)), dtype=accumulation_dtype(tensors))
-    return torch.stack([torch.as_tensor(product) for product in products]).sum()
+def total(products: list[Tensor | float], params: list[Tensor]) -> Tensor:
+    """Return the sum of what `inner` returned for the `pieces` of `params`, over all processes that hold shards.
+
+    Returns:
+        0-dim tensor on the parameters' device, in their accumulation dtype.
+    """
+    (total_sum,) = totals([products], params)
+    return total_sum
+
+
+def totals(columns: list[list[Tensor | float]], params: list[Tensor]) -> list[Tensor]:
+    """Return `total` of several columns of products with one reduction over the processes."""
+    cpu = params[0].device.type == "cpu"
+    if isinstance(params, Shards):
+        copies = [params.copies[id(owners[0])] for owners, _ in pieces(params)]
+        columns = [[x / n for x, n in zip(column, copies, strict=True)] for column in columns]
+    if cpu:
+        sums = torch.tensor([float(sum(column)) for column in columns], dtype=torch.float64)
+    else:
+        sums = torch.stack([torch.stack([torch.as_tensor(x) for x in column]).sum() for column in columns])
+    if isinstance(params, Shards):
+        torch.distributed.all_reduce(sums)
+    return list(sums.to(accumulation_dtype(params)).unbind())
 
 
 def _wider(tensors: list[Tensor]) -> torch.dtype:
@@ -129,16 +155,15 @@ def pieces(params: list[Tensor], *lists: list[Tensor]) -> Iterator[tuple[list[Te
 
     Yields:
         The parameters a piece belongs to, then for `params` and each list the tensors of the piece, views of the whole.
-        How they are cut depends on `params` alone; the lists must be laid out like them (see `laid_out_as`).
+        Of parameters spread over processes these are the parts on this process, and so the lists must be. How they are
+        cut depends on `params` alone; the lists must be laid out like them (see `laid_out_as`).
     """
-    whole: list[list[Any]] = [[p.detach() for p in params], *lists]
-    if params[0].device.type != "cpu":
-        yield (params, *whole)
-        return
+    weights = [local(p) for p in params]
+    whole: list[list[Any]] = [weights, *lists]
     start = 0
-    for end in _ends(params):
+    for end in _ends(params, weights):
         owners = params[start:end]
-        if len(owners) == 1 and owners[0].numel() > PIECE and owners[0].is_contiguous():
+        if len(owners) == 1 and _is_cut(weights[start]):
             cuts = [tensors[start].detach().view(-1).split(PIECE) for tensors in whole]
             for cut in zip(*cuts, strict=True):
                 yield (owners, *([piece] for piece in cut))
@@ -149,18 +174,30 @@ def pieces(params: list[Tensor], *lists: list[Tensor]) -> Iterator[tuple[list[Te
 
 def laid_out_as(params: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
     """Return `tensors`, those copied that are not contiguous where their parameter is."""
-    return [t.contiguous() if p.is_contiguous() else t for p, t in zip(params, tensors, strict=True)]
+    return [t.contiguous() if local(p).is_contiguous() else t for p, t in zip(params, tensors, strict=True)]
 
 
-def _ends(params: list[Tensor]) -> list[int]:
-    """Return where groups of neighbours end that together have at most PIECE elements and one dtype, or are one."""
+def _ends(params: list[Tensor], weights: list[Tensor]) -> list[int]:
+    """Return where groups of neighbours end that are worked on at once.
+
+    On a CPU they have at most PIECE elements together, or are one, and have one dtype. Everywhere the same number of
+    processes holds them, so that what they add to a sum is divided by that number.
+    """
     ends, size = [], 0
-    for i, p in enumerate(params):
-        if i and (size + p.numel() > PIECE or p.dtype != params[i - 1].dtype):
+    cpu = weights[0].device.type == "cpu"
+    copies = [params.copies[id(p)] for p in params] if isinstance(params, Shards) else [1] * len(params)
+    for i, w in enumerate(weights):
+        too_large = cpu and (size + w.numel() > PIECE or (i and w.dtype != weights[i - 1].dtype))
+        if i and (too_large or copies[i] != copies[i - 1]):
             ends.append(i)
             size = 0
-        size += p.numel()
-    return [*ends, len(params)]
+        size += w.numel()
+    return [*ends, len(weights)]
+
+
+def _is_cut(w: Tensor) -> bool:
+    """Return whether a parameter is worked on in parts."""
+    return w.device.type == "cpu" and w.numel() > PIECE and w.is_contiguous()
 
 
 @torch.no_grad()

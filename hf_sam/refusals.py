@@ -10,6 +10,9 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import TrainingArguments
 
+from hf_sam.config import SAMConfig
+from hf_sam.engines import ENGINES, UNTESTED, refuse_engine
+
 UPDATES_IN_BACKWARD = (
     "{name} updates the weights during the backward pass, so the first pass of a SAM step would already have moved "
     "them. Use an optimizer that updates in `step()`, such as adamw_torch_fused."
@@ -18,15 +21,6 @@ GENERATES = (
     "{name} generates its data inside `training_step`, so the second pass of a SAM step would see other data than the "
     "first. Use an offline trainer (SFT, DPO, reward modelling)."
 )
-ONE_PROCESS = (
-    "SAMTrainer is verified in one process on one device; {what} would train with untested synchronisation of the two "
-    "passes. {way_out}, or pass sam_variant='none' for the plain Trainer."
-)
-ENGINES = {
-    DistributedType.DEEPSPEED: "DeepSpeed steps its optimizer inside `backward`, at the perturbed weights, and keeps "
-    "its own copy of them. Train without DeepSpeed.",
-    DistributedType.MEGATRON_LM: "Megatron-LM runs forward, backward and step in one call. Train without it.",
-}
 ONLINE_TRAINERS = {
     "AsyncGRPOTrainer",
     "GKDTrainer",
@@ -62,17 +56,18 @@ def refuse_request(cls: type, arguments: Iterable[Any]) -> None:
             _refuse_optimizer(argument[0])
 
 
-def refuse_trainer(trainer: Any) -> None:
+def refuse_trainer(trainer: Any, config: SAMConfig) -> None:
     """Raise for engines, optimizers and models under which two passes are wrong, as the trainer has set them up.
 
     Args:
         trainer: a constructed `transformers.Trainer`.
+        config: SAM's settings.
 
     Raises:
         NotImplementedError: with the reason and the alternative.
     """
     refuse_arguments(trainer.args)
-    _refuse_engine(trainer)
+    refuse_engine(trainer, config)
     if hasattr(trainer, "_buffered_inputs"):  # how trainers derived from GRPO's keep what they generated
         raise NotImplementedError(GENERATES.format(name=type(trainer).__name__))
     _refuse_optimizer(trainer.optimizer)
@@ -99,24 +94,6 @@ def refuse_arguments(args: TrainingArguments) -> None:
         )
 
 
-def _refuse_engine(trainer: Any) -> None:
-    from transformers.utils import is_sagemaker_mp_enabled  # costs an import of its own
-
-    if is_sagemaker_mp_enabled():
-        raise NotImplementedError(
-            "SageMaker model parallelism runs forward and backward in one call of its own. Train without it."
-        )
-    engine = trainer.accelerator.distributed_type
-    if engine in ENGINES:
-        raise NotImplementedError(ENGINES[engine])
-    if engine != DistributedType.NO or trainer.args.world_size > 1:
-        what = f"{trainer.args.world_size} processes under {engine.value}"
-        raise NotImplementedError(ONE_PROCESS.format(what=what, way_out="Launch one process"))
-    if trainer.args.n_gpu > 1:
-        what = f"{trainer.args.n_gpu} GPUs under DataParallel"
-        raise NotImplementedError(ONE_PROCESS.format(what=what, way_out="Show one GPU (CUDA_VISIBLE_DEVICES=0)"))
-
-
 def _refuse_repeated_data(cls: type) -> None:
     names = {base.__name__ for base in cls.__mro__ if base.__module__.split(".")[0] == "trl"}
     if names & ONLINE_TRAINERS:
@@ -134,7 +111,7 @@ def _refuse_model(model: nn.Module) -> None:
     devices = {p.device for p in model.parameters()}
     if len(devices) > 1 or any(d.type == "meta" for d in devices):
         what = f"a model on {', '.join(sorted(map(str, devices)))}"
-        raise NotImplementedError(ONE_PROCESS.format(what=what, way_out="Load the model on one device (no device_map)"))
+        raise NotImplementedError(UNTESTED.format(what=what, way_out="Load the model on one device (no device_map)"))
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
             raise NotImplementedError(f"Sparse gradients are not supported: build {name!r} with sparse=False.")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,37 +12,12 @@ from torch import Tensor
 from hf_sam.config import checked_rho
 from hf_sam.excursion import Excursion
 from hf_sam.layers import RandomState, devices_of
-from hf_sam.numerics import (
-    HALF_PRECISION,
-    Ascent,
-    accumulation_dtype,
-    global_norm,
-    inner,
-    laid_out_as,
-    pieces,
-    restore_,
-    snapshot,
-    total,
-)
+from hf_sam.numerics import restore_, snapshot
+from hf_sam.report import Report, asked_norm_of, clean_copy, measure
+from hf_sam.shards import held, is_dtensor, like, local
 from hf_sam.variants import Variant, make_variant
 
 Gradients = Sequence[Tensor | None]
-
-
-class Report(NamedTuple):
-    """What one descent measured. 0-dim tensors on the parameters' device, so that no step waits for the host.
-
-    Attributes:
-        usable: whether the gradient could be climbed along (bool).
-        epsilon_norm: norm of what really moved, in the weights' own precision.
-        grad_cosine: cosine between the clean and the perturbed gradient.
-        asked_norm: norm of epsilon before it was rounded into the weights; None for weights of full precision.
-    """
-
-    usable: Tensor
-    epsilon_norm: Tensor
-    grad_cosine: Tensor
-    asked_norm: Tensor | None
 
 
 def sharpness_aware_grad(
@@ -65,7 +40,8 @@ def sharpness_aware_grad(
         closure: runs forward and backward over the whole batch, leaves gradients in `.grad` and returns the loss. It is
             called twice and must use the same data both times; it may call `zero_grad`, it must not step.
         parameters: every parameter that `closure` gives a gradient, on one device; or `model.named_parameters()`.
-            Gradients from before the call are dropped.
+            Gradients from before the call are dropped. Parameters sharded with `fully_shard` (FSDP2) are whole to rho;
+            those of FullyShardedDataParallel (FSDP1) cannot be recognised here.
         rho: radius, a Euclidean norm over all parameters, >= 0.
         variant: a name ("sam", "asam") or an instance, which may keep state between calls.
         variant_kwargs: options for a variant given by name.
@@ -106,7 +82,7 @@ def sharpness_aware_grad(
         closure()
 
     try:
-        descend(evaluate_again, params, direction, rho=rho)
+        descend(evaluate_again, held(params), direction, rho=rho)
     finally:
         end.restore()
         restore_(kept, buffers_at_end)
@@ -120,77 +96,62 @@ def descend(
     *,
     rho: float,
     onto: Gradients | None = None,
+    comparable: bool = True,
 ) -> Report:
     """Turn the clean gradient in `.grad` into the perturbed one: climb, re-evaluate, come back.
 
     Args:
         evaluate: runs forward and backward at the weights as they then are, adding to `.grad`.
-        params: the trainable parameters; those without a gradient stay where they are.
+        params: the trainable parameters; those without a gradient stay where they are. `Shards` where they are spread
+            over processes (see `hf_sam.shards.held`).
         direction: which way to climb.
         rho: how far.
         onto: gradients of earlier micro-batches to which the perturbed gradient is added; None to start from nothing.
+        comparable: whether what `evaluate` adds to `onto` is h. It is not where `evaluate` ends by averaging the sum
+            over processes (DDP); then there is no cosine.
 
     Returns:
         What was measured. `.grad` holds h, or `direction.combine(g, h)`, on top of `onto`.
     """
     onto = onto if onto is not None else [None] * len(params)
     reached = [(p, earlier) for p, earlier in zip(params, onto, strict=True) if p.grad is not None]
-    moved = [p for p, _ in reached]
+    moved = like(params, [p for p, _ in reached])
     _check_gradients(moved)
-    clean = _clean_copy(moved, direction, rho)
-    before = [None if earlier is None else earlier.clone() for _, earlier in reached]
+    clean = clean_copy(moved, _gradients(moved), direction, rho)
+    before = [None if earlier is None else local(earlier).clone() for _, earlier in reached]
     excursion = Excursion(moved)
     try:
         ascent = direction.ascend(moved, _gradients(moved), rho)
-        usable, asked_norm = ascent.usable, _asked_norm(ascent, moved)
+        usable, asked_norm = ascent.usable, asked_norm_of(ascent, moved)
         excursion.climb(ascent)
         del ascent
         set_gradients(params, onto)  # drops the clean gradient: from here on the copy of w is all that is extra
         evaluate()
         h = list(map(_added, moved, before))
-        epsilon_norm, grad_cosine = _measure(excursion, moved, clean, h, direction)
+        epsilon_norm, grad_cosine = measure(excursion, moved, clean, h, direction)
     finally:
         _come_back(excursion)
     if direction.combines and clean is not None:
         for p, b, grad in zip(moved, before, direction.combine(clean, h), strict=True):
-            p.grad = grad if b is None else b.add_(grad)
-    return Report(usable, epsilon_norm, grad_cosine, asked_norm)
+            _put(p, grad if b is None else b.add_(grad))
+    return Report(usable, epsilon_norm, grad_cosine if comparable else grad_cosine * torch.nan, asked_norm)
 
 
 def _gradients(params: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in params if p.grad is not None]
+    return [local(p.grad) for p in params if p.grad is not None]
+
+
+def _put(p: Tensor, grad: Tensor) -> None:
+    """Write what this process holds of the gradient."""
+    if p.grad is None:
+        p.grad = torch.zeros_like(p)
+    local(p.grad).copy_(grad)
 
 
 def set_gradients(params: list[Tensor], grads: Gradients) -> None:
     """Bind each parameter's `.grad`, without copying."""
     for p, grad in zip(params, grads, strict=True):
         p.grad = grad
-
-
-def _asked_norm(ascent: Ascent, params: list[Tensor]) -> Tensor | None:
-    return global_norm(ascent.direction) * ascent.scale if _loses_bits(params) else None
-
-
-def _measure(
-    excursion: Excursion, params: list[Tensor], clean: list[Tensor] | None, h: list[Tensor], direction: Variant
-) -> tuple[Tensor, Tensor]:
-    """Come back; on the way measure ||epsilon|| as it was realised, and cos(g, h)."""
-    beside = list(pieces(params, *(laid_out_as(params, x) for x in ([h] if clean is None else [h, clean]))))
-    dtype = accumulation_dtype(params)
-    products: list[tuple[Tensor | float, ...]] = []  # of epsilon, g, g and h, h
-
-    def visit(number: int, owners: list[Tensor], w: list[Tensor], copies: list[Tensor]) -> None:
-        _, _, h_piece, *clean_piece = beside[number]
-        torch._foreach_sub_(w, copies)
-        epsilon_squared = g_squared = inner(w, w, dtype)
-        g = clean_piece[0] if clean_piece else w
-        if clean_piece or direction.recover_gradient_(owners, copies, w):
-            g_squared = inner(g, g, dtype)
-        products.append((epsilon_squared, g_squared, inner(g, h_piece, dtype), inner(h_piece, h_piece, dtype)))
-
-    excursion.come_back(visit)
-    epsilon_squared, gg, gh, hh = (total(list(column), params) for column in zip(*products, strict=True))
-    return epsilon_squared.sqrt(), gh / (gg.sqrt() * hh.sqrt())
 
 
 def _come_back(excursion: Excursion) -> None:
@@ -202,27 +163,18 @@ def _come_back(excursion: Excursion) -> None:
         raise
 
 
-def _clean_copy(params: list[Tensor], direction: Variant, rho: float) -> list[Tensor] | None:
-    """Return a copy of g where epsilon, as realised, cannot stand in for it: the memory of one more gradient."""
-    if direction.recovers_gradient and not direction.combines and rho > 0 and not _loses_bits(params):
-        return None
-    return snapshot(_gradients(params))
-
-
-def _loses_bits(w: list[Tensor]) -> bool:
-    return any(p.dtype in HALF_PRECISION for p in w)
-
-
 def _added(p: Tensor, before: Tensor | None) -> Tensor:
     """Return what the descent pass added to `p.grad`; zeros if it never reached p."""
     if p.grad is None:
-        return torch.zeros_like(p)
-    return p.grad if before is None else p.grad - before
+        return torch.zeros_like(local(p))
+    return local(p.grad) if before is None else local(p.grad) - before
 
 
 def _check_gradients(params: list[Tensor]) -> None:
     if not params:
         raise RuntimeError("No parameter received a gradient: does the loss depend on the parameters given?")
+    if any(p.grad is not None and is_dtensor(p.grad) and p.grad.placements != p.placements for p in params):  # type: ignore[attr-defined]
+        raise NotImplementedError("Gradients placed otherwise than their parameters (tensor parallelism).")
     if any(grad.layout != torch.strided for grad in _gradients(params)):
         raise NotImplementedError("Sparse gradients are not supported: build the embedding with sparse=False.")
 

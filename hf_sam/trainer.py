@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,18 +15,21 @@ from hf_sam.arguments import config_of, resolve_config, with_sam_fields
 from hf_sam.config import PLAIN, SAMConfig, variant_of
 from hf_sam.counters import COUNTERS, counted_once
 from hf_sam.metrics import Averages
-from hf_sam.model_card import with_section, with_tag
+from hf_sam.model_card import WritesModelCard
 from hf_sam.refusals import refuse_request, refuse_trainer
 from hf_sam.reload import ReloadsRenamedTensors
-from hf_sam.state import FIELDS, load_state, save_state
-from hf_sam.step import Report, descend, set_gradients
+from hf_sam.report import Report
+from hf_sam.resume import ResumesSAM
+from hf_sam.shards import held
+from hf_sam.step import descend, set_gradients
+from hf_sam.sync import GradientSync
 from hf_sam.variants import Variant
 from hf_sam.window import MicroBatch, Window
 
 logger = logging.getLogger(__name__)
 
 
-class SAMTrainerMixin(ReloadsRenamedTensors):
+class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
     """Sharpness-aware steps for any `transformers.Trainer`: `class MyTrainer(SAMTrainerMixin, Seq2SeqTrainer)`.
 
     Each optimizer step runs forward and backward twice (Foret et al. 2021, algorithm 1), through the Trainer's own
@@ -64,12 +66,13 @@ class SAMTrainerMixin(ReloadsRenamedTensors):
         super().__init__(*args, **kwargs)
         self.args: Any = with_sam_fields(self.args, config)
         if active:
-            refuse_trainer(self)
+            refuse_trainer(self, config)
 
     def _forget_run(self) -> None:
         """Drop what belongs to one run: the direction's state, the open window, the averages."""
         self._direction: Variant | None = None
         self._window: Window | None = None
+        self._sync: GradientSync | None = None
         self._averages = Averages()
         self._told_realised_norm = False
 
@@ -106,19 +109,23 @@ class SAMTrainerMixin(ReloadsRenamedTensors):
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None, config: SAMConfig
     ) -> Tensor:
         alone = config.sam_scope == "micro_batch"
-        window = self._window = self._window or Window(model)
+        sync = self._sync = self._sync or GradientSync(model, self.accelerator.gradient_state)
+        window = self._window = self._window or Window(model, sync=sync)
         params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         earlier = [p.grad for p in params] if alone else None
-        if alone:
-            set_gradients(params, [None] * len(params))
-        count = self.current_gradient_accumulation_steps
-        micro_batch = MicroBatch(inputs, num_items_in_batch, count, window.random_state())
-        micro_batch.clean_loss = self._plain_step(model, micro_batch)
-        window.micro_batches.append(micro_batch)
         ends_window = self.accelerator.sync_gradients
-        if alone or ends_window:
-            self._descend(model, window, params, earlier, config, ends_window)
-            self._window = None
+        # Shards of one micro-batch's gradient exist only after a reduction.
+        with sync.all_together() if alone and sync.sharded else nullcontext():
+            if alone:
+                set_gradients(params, [None] * len(params))
+            count = self.current_gradient_accumulation_steps
+            micro_batch = MicroBatch(inputs, num_items_in_batch, count, window.random_state(), sync.mode())
+            with nullcontext() if config.sam_scope == "batch" else sync.each_process_alone():
+                micro_batch.clean_loss = self._plain_step(model, micro_batch)
+            window.micro_batches.append(micro_batch)
+            if alone or ends_window:
+                self._descend(model, window, held(params, model), earlier, config, ends_window)
+                self._window = None
         return micro_batch.clean_loss
 
     def _plain_step(self, model: nn.Module, micro_batch: MicroBatch) -> Tensor:
@@ -150,7 +157,10 @@ class SAMTrainerMixin(ReloadsRenamedTensors):
                 self.in_descent_pass = False
                 self.current_gradient_accumulation_steps = count
 
-        report = descend(evaluate, params, self._sam_direction(config), rho=config.rho, onto=earlier)
+        comparable = not (earlier and window.sync.averages and any(grad is not None for grad in earlier))
+        report = descend(
+            evaluate, params, self._sam_direction(config), rho=config.rho, onto=earlier, comparable=comparable
+        )
         self._averages.add(report, rises[0], config.rho, ends_window=ends_window)
         self._tell_realised_norm(report)
 
@@ -177,54 +187,18 @@ class SAMTrainerMixin(ReloadsRenamedTensors):
             realised / asked,
         )
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Let every process know the averages over all of them where the Trainer does so with its loss."""
+        several = self.args.world_size > 1 and self.sam_config.sam_variant != PLAIN
+        if several and self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._averages.share(self.args.device)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log as the Trainer does, with the averages since the last training log (see `hf_sam.metrics`)."""
         if "loss" in logs:
             logs.update(self._averages.drain())
         super().log(logs, *args, **kwargs)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save SAM's state beside the optimizer's."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        config = self.sam_config
-        if config.sam_variant != PLAIN and self.args.should_save:
-            save_state(output_dir, config, self._sam_direction(config).state_dict())
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Load SAM's state after the optimizer's; say what differs from the run that wrote it."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        config = self.sam_config
-        if checkpoint is None or config.sam_variant == PLAIN:
-            return
-        saved = load_state(checkpoint)
-        if saved is None:
-            logger.warning("No SAM state in %s: SAM starts afresh from this checkpoint.", checkpoint)
-            return
-        written, state = saved
-        changed = [name for name in FIELDS if written.get(name) != getattr(config, name)]
-        if "sam_variant" in changed and state:
-            raise ValueError(
-                f"`sam_variant` is {config.sam_variant!r}, but {checkpoint} holds the state of "
-                f"{written.get('sam_variant')!r}. Resume with that variant, or start from the model alone."
-            )
-        for name in changed:
-            old, new = written.get(name), getattr(config, name)
-            logger.warning("%s was %r when %s was saved, now it is %r.", name, old, checkpoint, new)
-        if "sam_variant" not in changed:
-            self._sam_direction(config).load_state_dict(state)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the Trainer's model card with the tag, SAM's settings and the citation."""
-        config = self.sam_config
-        if config.sam_variant == PLAIN:
-            super().create_model_card(*args, **kwargs)
-            return
-        call = inspect.signature(super().create_model_card).bind(*args, **kwargs)
-        call.arguments["tags"] = with_tag(call.arguments.get("tags"))
-        super().create_model_card(*call.args, **call.kwargs)
-        path = Path(self.args.output_dir) / "README.md"
-        if self.is_world_process_zero() and path.is_file():
-            path.write_text(with_section(path.read_text(encoding="utf-8"), config), encoding="utf-8")
 
 
 class SAMTrainer(SAMTrainerMixin, Trainer):

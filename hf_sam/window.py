@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam.layers import BufferState, RandomState, devices_of
+from hf_sam.sync import GradientSync, Mode
 
 
 @dataclass
@@ -19,13 +20,15 @@ class MicroBatch:
     """One call of `training_step`: its arguments, and what else its result depended on.
 
     `accumulation_steps` and `num_items_in_batch` are kept per micro-batch: with a length-less dataset the gradients of
-    a short last group spill into the next epoch's window, which has other counts.
+    a short last group spill into the next epoch's window, which has other counts. `sync_mode` is how its descent pass
+    reduces gradients over processes: as the Trainer would have had it (see `hf_sam.sync`).
     """
 
     inputs: Mapping[str, Any]
     num_items_in_batch: Tensor | int | None
     accumulation_steps: int
     random_state: RandomState
+    sync_mode: Mode = ()
     clean_loss: Tensor = field(init=False, repr=False)
 
     def fresh_inputs(self) -> Mapping[str, Any]:
@@ -41,8 +44,9 @@ class Window:
     """
 
     model: nn.Module
-    buffers: BufferState = field(init=False)
     micro_batches: list[MicroBatch] = field(default_factory=list)
+    sync: GradientSync = field(default_factory=lambda: GradientSync(nn.Identity()))
+    buffers: BufferState = field(init=False)
 
     def __post_init__(self) -> None:
         """Capture the buffers as the first micro-batch will find them."""
@@ -56,7 +60,7 @@ class Window:
         """Run every micro-batch again as it was run the first time, and leave no other trace than gradients.
 
         Random streams and buffers start where the first pass started and end where the first pass ended, also when
-        `run` raises.
+        `run` raises; gradients are reduced over processes where the Trainer would have reduced them.
 
         Args:
             run: forward and backward of one micro-batch; returns its loss.
@@ -64,14 +68,16 @@ class Window:
         Returns:
             The rise of the loss, summed over the micro-batches (0-dim, detached).
         """
-        random_state, buffers = self.random_state(), BufferState(self.model)
+        random_state, buffers, sync_mode = self.random_state(), BufferState(self.model), self.sync.mode()
         self.buffers.restore()
         rises = []
         try:
             for micro_batch in self.micro_batches:
                 micro_batch.random_state.restore()
+                self.sync.set_mode(micro_batch.sync_mode)
                 rises.append(run(micro_batch).detach() - micro_batch.clean_loss)
         finally:
             random_state.restore()
             buffers.restore()
+            self.sync.set_mode(sync_mode)
         return torch.stack(rises).sum()

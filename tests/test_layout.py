@@ -17,11 +17,11 @@ PACKAGE = "hf_sam"
 
 # Level of each module; an import goes to the same level or a lower one. A new module needs a line here.
 LEVELS = {
-    "numerics": 0, "excursion": 0, "layers": 0, "filters": 0, "radius": 0, "gate": 0,
+    "shards": 0, "numerics": 0, "excursion": 0, "layers": 0, "filters": 0, "radius": 0, "gate": 0,
     "variants": 1,
-    "config": 2, "step": 2,
-    "state": 3, "window": 3, "metrics": 3,
-    "arguments": 4, "counters": 4, "model_card": 4, "refusals": 4, "reload": 4, "trainer": 4,
+    "config": 2, "report": 2, "step": 2,
+    "state": 3, "sync": 3, "window": 3, "metrics": 3,
+    "arguments": 4, "counters": 4, "engines": 4, "model_card": 4, "refusals": 4, "reload": 4, "resume": 4, "trainer": 4,
     "__init__": 5,
 }  # fmt: skip
 TORCH_ONLY = 3  # up to this level a module works in a hand-written loop

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hf_sam.metrics import Averages
-from hf_sam.step import Report
+from hf_sam.report import Report
 
 NAN, INF = float("nan"), float("inf")
 

@@ -15,7 +15,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hf_sam import SAMConfig, SAMTrainer, SAMTrainerMixin
-from hf_sam.refusals import ENGINES, ONLINE_TRAINERS, refuse_arguments, refuse_trainer
+from hf_sam.engines import ENGINES
+from hf_sam.refusals import ONLINE_TRAINERS, refuse_arguments, refuse_trainer
 
 IN_BACKWARD = [o for o in OptimizerNames if "lomo" in o.value or "layerwise" in o.value]
 
@@ -76,7 +77,7 @@ def test_deepspeed_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     args.deepspeed = {"zero_optimization": {"stage": 2}}
     message = refusal(nn.Linear(1, 1), args)
     assert "DeepSpeed steps its optimizer inside `backward`" in message
-    assert "Train without DeepSpeed." in message
+    assert "FSDP2" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -103,14 +104,14 @@ def test_a_model_without_storage_is_refused(tmp_path: Path) -> None:
     trainer = Trainer(nn.Linear(1, 1), arguments(tmp_path))
     trainer.model = nn.Linear(1, 1, device="meta")
     with pytest.raises(NotImplementedError, match=r"a model on meta .*Load the model on one device"):
-        refuse_trainer(trainer)
+        refuse_trainer(trainer, SAMConfig())
 
 
 def test_a_model_on_two_devices_is_refused(tmp_path: Path) -> None:
     trainer = Trainer(nn.Linear(1, 1), arguments(tmp_path))
     trainer.model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1, device="meta"))
     with pytest.raises(NotImplementedError, match=r"a model on cpu, meta .*sam_variant='none'"):
-        refuse_trainer(trainer)
+        refuse_trainer(trainer, SAMConfig())
 
 
 class Lomo(torch.optim.SGD):
@@ -184,7 +185,7 @@ def test_variant_none_refuses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.value)
 def test_every_engine_is_refused_with_a_way_out(engine: DistributedType) -> None:
-    assert "Train without" in ENGINES[engine]
+    assert "Train without" in ENGINES[engine] or "FSDP2 instead" in ENGINES[engine]
 
 
 def test_an_empty_tuple_among_the_arguments_is_no_trouble(tmp_path: Path) -> None:

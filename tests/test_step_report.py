@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from hf_sam import ASAM, SAM, Variant, sharpness_aware_grad
 from hf_sam.numerics import dot, global_norm, snapshot
-from hf_sam.step import Report, descend
+from hf_sam.report import Report
+from hf_sam.step import descend
 from tests.compare import bits, relative_error, same_bits
 from tests.small_models import Classifier, backward_closure, square_closure
 

@@ -84,7 +84,7 @@ class ASAM(Variant):
             if self.power == 2:
                 for g_i, w_i in scaled:
                     g_i.mul_(self._scale(w_i))
-        return along(grads, rho, total(squares, grads).sqrt())
+        return along(grads, rho, total(squares, params).sqrt())
 
     @torch.no_grad()
     def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:

@@ -27,8 +27,7 @@ class SAM(Variant):
 
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: float) -> Ascent:
         """Return rho * g / ||g||."""
-        del params  # the steepest direction does not depend on where we stand
-        return along(grads, rho, global_norm(grads))
+        return along(grads, rho, global_norm(grads, params))
 
     def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
         """Leave epsilon as it is: it is parallel to the gradient."""

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engines and scopes go together, and what should the users of the others do instead?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.utils import DistributedType
+
+from hf_sam.config import SAMConfig
+from hf_sam.shards import is_dtensor
+from hf_sam.variants import VARIANTS
+
+ENGINES = {
+    DistributedType.DEEPSPEED: "DeepSpeed steps its optimizer inside `backward`, at the perturbed weights, and keeps "
+    "its own copy of them. Shard with FSDP2 instead: accelerate launch --config_file scripts/accelerate/fsdp2.yaml.",
+    DistributedType.MEGATRON_LM: "Megatron-LM runs forward, backward and step in one call. Train without it.",
+}
+KNOWN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU", "FSDP")
+"""Engines that run two passes as they should: one process, DDP whatever the device, and FSDP."""
+UNTESTED = (
+    "SAMTrainer is verified in one process, under DDP and under FSDP; {what} would train with untested synchronisation "
+    "of the two passes. {way_out}, or pass sam_variant='none' for the plain Trainer."
+)
+ONE_PERTURBATION = (
+    "Weights sharded over processes share one perturbation, so `sam_scope='device'` cannot be. Use sam_scope='batch', "
+    "or DDP where the model fits on one device."
+)
+MIXES = (
+    "`sam_variant={name!r}` mixes the clean and the perturbed gradient, which are averaged over processes at different "
+    "times in `sam_scope={scope!r}`. Use sam_scope='batch'."
+)
+STATIC_GRAPH = (
+    "DDP with `ddp_static_graph=True` has to reduce gradients in its first backward pass, which {what} does not. "
+    "{way_out}."
+)
+FLATTENED = (
+    "FSDP1 flattens the parameters, and `sam_variant={name!r}` needs their shapes. Use FSDP2 (fsdp_version: 2, as in "
+    "scripts/accelerate/fsdp2.yaml), or sam_variant='sam'."
+)
+
+
+def refuse_engine(trainer: Any, config: SAMConfig) -> None:
+    """Raise for an engine that two passes would get wrong, alone or with these settings.
+
+    Args:
+        trainer: a constructed `transformers.Trainer`.
+        config: SAM's settings.
+
+    Raises:
+        NotImplementedError: with the reason and the alternative.
+    """
+    from transformers.utils import is_sagemaker_mp_enabled  # costs an import of its own
+
+    if is_sagemaker_mp_enabled():
+        raise NotImplementedError(
+            "SageMaker model parallelism runs forward and backward in one call of its own. Train without it."
+        )
+    engine, args = trainer.accelerator.distributed_type, trainer.args
+    if engine in ENGINES:
+        raise NotImplementedError(ENGINES[engine])
+    unknown_processes = engine == DistributedType.NO and args.world_size > 1
+    if engine.value not in KNOWN or unknown_processes:
+        what = f"{args.world_size} processes under {engine.value}"
+        raise NotImplementedError(UNTESTED.format(what=what, way_out="Use DDP or FSDP2"))
+    if args.n_gpu > 1:
+        what = f"{args.n_gpu} GPUs under DataParallel"
+        raise NotImplementedError(UNTESTED.format(what=what, way_out="Launch one process per GPU with torchrun"))
+    _refuse_parallelism(trainer)
+    if is_sharded(trainer):
+        _refuse_sharded(trainer, config)
+    elif args.world_size > 1:
+        _refuse_replicated(args, config)
+
+
+def is_sharded(trainer: Any) -> bool:
+    """Return whether the weights are, or will be, spread over processes."""
+    return bool(trainer.is_fsdp_enabled) or any(is_dtensor(p) for p in _parameters(trainer))
+
+
+def _parameters(trainer: Any) -> list[Any]:
+    return list(trainer.model.parameters()) if trainer.model is not None else []
+
+
+def _refuse_parallelism(trainer: Any) -> None:
+    parallelism = getattr(trainer.args, "parallelism_config", None)
+    meshes = [p.device_mesh.mesh_dim_names or () for p in _parameters(trainer) if is_dtensor(p)]
+    if getattr(parallelism, "tp_enabled", False) or any({"tp", "ep", "pp"} & set(names) for names in meshes):
+        raise NotImplementedError(
+            UNTESTED.format(what="tensor, expert or pipeline parallelism", way_out="Shard with FSDP2")
+        )
+
+
+def _refuse_sharded(trainer: Any, config: SAMConfig) -> None:
+    if config.sam_scope == "device":
+        raise NotImplementedError(ONE_PERTURBATION)
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None) if trainer.is_fsdp_enabled else None
+    if plugin is None:
+        return
+    offload = plugin.cpu_offload
+    if getattr(offload, "offload_params", bool(offload)):
+        raise NotImplementedError(UNTESTED.format(what="FSDP with CPU offload", way_out="Train without offload"))
+    if plugin.fsdp_version == 1 and config.sam_variant != "sam":
+        raise NotImplementedError(FLATTENED.format(name=config.sam_variant))
+
+
+def _refuse_replicated(args: Any, config: SAMConfig) -> None:
+    alone = config.sam_scope != "batch"
+    if alone and VARIANTS[config.sam_variant].combines:
+        raise NotImplementedError(MIXES.format(name=config.sam_variant, scope=config.sam_scope))
+    if args.ddp_static_graph and alone:
+        what = f"sam_scope={config.sam_scope!r}"
+        raise NotImplementedError(STATIC_GRAPH.format(what=what, way_out="Use sam_scope='batch', or no static graph"))
+    if args.ddp_static_graph and args.gradient_accumulation_steps > 1:
+        what = "gradient accumulation"
+        raise NotImplementedError(
+            STATIC_GRAPH.format(what=what, way_out="Set gradient_accumulation_steps=1, or no static graph")
+        )

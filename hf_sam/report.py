@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What did one descent measure, at the price of a pass over the weights that is made anyway?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hf_sam.excursion import Excursion
+from hf_sam.numerics import (
+    HALF_PRECISION,
+    Ascent,
+    accumulation_dtype,
+    global_norm,
+    inner,
+    laid_out_as,
+    pieces,
+    snapshot,
+    totals,
+)
+from hf_sam.variants import Variant
+
+
+class Report(NamedTuple):
+    """What one descent measured. 0-dim tensors on the parameters' device, so that no step waits for the host.
+
+    Attributes:
+        usable: whether the gradient could be climbed along (bool).
+        epsilon_norm: norm of what really moved, in the weights' own precision.
+        grad_cosine: cosine between the clean and the perturbed gradient.
+        asked_norm: norm of epsilon before it was rounded into the weights; None for weights of full precision.
+    """
+
+    usable: Tensor
+    epsilon_norm: Tensor
+    grad_cosine: Tensor
+    asked_norm: Tensor | None
+
+
+def asked_norm_of(ascent: Ascent, params: list[Tensor]) -> Tensor | None:
+    """Return the norm of epsilon as asked for, where the weights are too coarse to take all of it."""
+    return global_norm(ascent.direction, params) * ascent.scale if _loses_bits(params) else None
+
+
+def measure(
+    excursion: Excursion, params: list[Tensor], clean: list[Tensor] | None, h: list[Tensor], direction: Variant
+) -> tuple[Tensor, Tensor]:
+    """Come back; on the way measure ||epsilon|| as it was realised, and cos(g, h)."""
+    beside = list(pieces(params, *(laid_out_as(params, x) for x in ([h] if clean is None else [h, clean]))))
+    dtype = accumulation_dtype(params)
+    products: list[tuple[Tensor | float, ...]] = []  # of epsilon, g, g and h, h
+
+    def visit(number: int, owners: list[Tensor], w: list[Tensor], copies: list[Tensor]) -> None:
+        _, _, h_piece, *clean_piece = beside[number]
+        torch._foreach_sub_(w, copies)
+        epsilon_squared = g_squared = inner(w, w, dtype)
+        g = clean_piece[0] if clean_piece else w
+        if clean_piece or direction.recover_gradient_(owners, copies, w):
+            g_squared = inner(g, g, dtype)
+        products.append((epsilon_squared, g_squared, inner(g, h_piece, dtype), inner(h_piece, h_piece, dtype)))
+
+    excursion.come_back(visit)
+    epsilon_squared, gg, gh, hh = totals([list(column) for column in zip(*products, strict=True)], params)
+    return epsilon_squared.sqrt(), gh / (gg.sqrt() * hh.sqrt())
+
+
+def clean_copy(params: list[Tensor], grads: list[Tensor], direction: Variant, rho: float) -> list[Tensor] | None:
+    """Return a copy of g where epsilon, as realised, cannot stand in for it: the memory of one more gradient."""
+    if direction.recovers_gradient and not direction.combines and rho > 0 and not _loses_bits(params):
+        return None
+    return snapshot(grads)
+
+
+def _loses_bits(w: list[Tensor]) -> bool:
+    return any(p.dtype in HALF_PRECISION for p in w)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of SAM is in a checkpoint of the Trainer, and does it fit the run that resumes from it?"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from hf_sam.config import PLAIN, SAMConfig
+from hf_sam.state import FIELDS, load_state, save_state
+from hf_sam.variants import Variant
+
+# The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
+if TYPE_CHECKING:
+    from transformers import Trainer as SomeTrainer
+else:
+    SomeTrainer = object
+
+logger = logging.getLogger(__name__)
+
+
+class ResumesSAM(SomeTrainer):
+    """A mixin for a Trainer that keeps SAM's state beside the optimizer's."""
+
+    @property
+    def sam_config(self) -> SAMConfig:
+        """The settings in force; the trainer's."""
+        raise NotImplementedError
+
+    def _sam_direction(self, config: SAMConfig) -> Variant:
+        raise NotImplementedError
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save SAM's state beside the optimizer's."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        config = self.sam_config
+        if config.sam_variant != PLAIN and self.args.should_save:
+            save_state(output_dir, config, self._sam_direction(config).state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load SAM's state after the optimizer's; say what differs from the run that wrote it."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        config = self.sam_config
+        if checkpoint is None or config.sam_variant == PLAIN:
+            return
+        saved = load_state(checkpoint)
+        if saved is None:
+            logger.warning("No SAM state in %s: SAM starts afresh from this checkpoint.", checkpoint)
+            return
+        written, state = saved
+        changed = [name for name in FIELDS if written.get(name) != getattr(config, name)]
+        if "sam_variant" in changed and state:
+            raise ValueError(
+                f"`sam_variant` is {config.sam_variant!r}, but {checkpoint} holds the state of "
+                f"{written.get('sam_variant')!r}. Resume with that variant, or start from the model alone."
+            )
+        for name in changed:
+            old, new = written.get(name), getattr(config, name)
+            logger.warning("%s was %r when %s was saved, now it is %r.", name, old, checkpoint, new)
+        if "sam_variant" not in changed:
+            self._sam_direction(config).load_state_dict(state)
