@@ -97,8 +97,8 @@ def _refuse_sharded(trainer: Any, config: SAMConfig) -> None:
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None) if trainer.is_fsdp_enabled else None
     if plugin is None:
         return
-    offload = plugin.cpu_offload
-    if getattr(offload, "offload_params", bool(offload)):
+    offload = plugin.cpu_offload  # a CPUOffload with a flag (FSDP1), or a policy (FSDP2)
+    if getattr(offload, "offload_params", False) or type(offload).__name__ == "CPUOffloadPolicy":
         raise NotImplementedError(UNTESTED.format(what="FSDP with CPU offload", way_out="Train without offload"))
     if plugin.fsdp_version == 1 and config.sam_variant != "sam":
         raise NotImplementedError(FLATTENED.format(name=config.sam_variant))

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a tiny model on this process and write down everything in which processes or runs could differ.
+
+Run by torchrun with two arguments: a JSON file with a list of jobs, and the folder for their results. One launch does
+many jobs: starting Python takes longer than training these models. A job is a mapping: see `Job`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedType
+from torch import distributed as dist
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from hf_sam import SAMConfig, SAMTrainer
+from tests.distributed import fsdp_on_cpu
+from tests.distributed.models import make_model
+from tests.models import FAMILIES
+from tests.promises.runs import ForcedScaler, fingerprint
+
+
+@dataclass
+class Job:
+    """One training run.
+
+    Attributes:
+        name: of its result files, `<name>.<rank>.pt`.
+        family: of tests.models.
+        engine: "ddp", "fsdp1", "fsdp2" (accelerate's plugin), "native" (transformers' own sharding).
+        sam: arguments of SAMConfig; None for the plain Trainer.
+        prepare: names of functions in tests.distributed.models that change the model.
+        arguments: of TrainingArguments.
+        scaler: initial loss scale of a forced GradScaler; None without one.
+        options: for the engine.
+        resume: folder of a checkpoint to go on from.
+        hooks: names of things to do during training, see `HOOKS`.
+    """
+
+    name: str
+    family: str = "llama"
+    engine: str = "ddp"
+    sam: dict[str, Any] | None = field(default_factory=lambda: {"rho": 0.1})
+    prepare: list[str] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    scaler: float | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    resume: str | None = None
+    bad: dict[str, Any] | None = None
+
+
+EXAMPLES = 24  # whole batches for one process and for two
+
+
+class Observer(TrainerCallback):
+    """Keeps a hash of the weights after every step, to compare between processes."""
+
+    def __init__(self) -> None:
+        self.weights: list[list[float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
+        del args, state, control, kwargs
+        self.weights.append([whole(p).double().sum().item() for p in model.parameters()])
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor of which a process may hold a part."""
+    full = getattr(tensor.detach(), "full_tensor", None)
+    return full() if full is not None else tensor.detach()
+
+
+class Spoiled:
+    """A Trainer whose loss is multiplied by `factor` at one step, in one pass, on one process."""
+
+    bad: dict[str, Any]
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, *args, **kwargs)
+        in_pass = "descent" if getattr(self, "in_descent_pass", False) else "ascent"
+        here = self.state.global_step == self.bad["step"] and dist.get_rank() in self.bad["ranks"]
+        return loss * float(self.bad["factor"]) if here and in_pass in self.bad["passes"] else loss
+
+
+def trainer_of(job: Job, folder: Path) -> Trainer:
+    if PartialState._shared_state:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
+    AcceleratorState._reset_state(False)
+    GradientState._reset_state()
+    for name in [n for n in os.environ if n.startswith(("FSDP_", "ACCELERATE_"))]:
+        del os.environ[name]  # the job before this one left them
+    settings = {
+        "use_cpu": True,
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 2,
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "ddp_timeout": 120,
+        **job.arguments,
+    }
+    args = TrainingArguments(str(folder / job.name), **settings)
+    args.device  # noqa: B018 (starts the process group)
+    model = make_model(job, folder)
+    data = FAMILIES[job.family][1](torch.Generator().manual_seed(1))[:EXAMPLES]
+    cls: type = Trainer if job.sam is None else SAMTrainer
+    if job.scaler is not None:
+        cls = type("Scaled", (ForcedScaler, cls), {"initial_scale": job.scaler})
+    if job.bad is not None:
+        cls = type("SpoiledTrainer", (Spoiled, cls), {"bad": job.bad})
+    extra = {} if job.sam is None else {"sam_config": SAMConfig(**job.sam)}
+    set_seed(args.seed)
+    return cls(model, args, train_dataset=data, **extra)
+
+
+def run(job: Job, folder: Path) -> dict[str, Any]:
+    trainer = trainer_of(job, folder)
+    observer = Observer()
+    trainer.add_callback(observer)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trainer.train(resume_from_checkpoint=job.resume)
+    events = {event.key: event.count for event in profile.key_averages() if event.key.startswith(("c10d", "gloo"))}
+    found = {k: whole(v) if isinstance(v, torch.Tensor) else v for k, v in fingerprint(trainer).items()}
+    found.update(
+        events=events,
+        steps=trainer.state.global_step,
+        after_steps=observer.weights,
+        history=trainer.state.log_history,
+        engine=trainer.accelerator.distributed_type.value,
+        world=trainer.args.world_size,
+    )
+    return found
+
+
+def main(jobs: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    fsdp_on_cpu.enable()
+    rank = int(os.environ.get("RANK", "0"))
+    for entry in json.loads(jobs.read_text()):
+        job = Job(**entry)
+        try:
+            found = run(job, folder)
+        except Exception as error:
+            found = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+        torch.save(found, folder / f"{job.name}.{rank}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
