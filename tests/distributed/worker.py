@@ -7,10 +7,12 @@ many jobs: starting Python takes longer than training these models. A job is a m
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch import distributed as dist
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_sam import SAMConfig, SAMTrainer
@@ -43,7 +46,10 @@ class Job:
         scaler: initial loss scale of a forced GradScaler; None without one.
         options: for the engine.
         resume: folder of a checkpoint to go on from.
-        hooks: names of things to do during training, see `HOOKS`.
+        bad: what `Spoiled` does, None for nothing.
+        order: of the examples, which are then not shuffled; None for the Trainer's order.
+        examples: how many of them.
+        counted: whether to count the collectives.
     """
 
     name: str
@@ -56,20 +62,21 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict)
     resume: str | None = None
     bad: dict[str, Any] | None = None
-
-
-EXAMPLES = 24  # whole batches for one process and for two
+    order: list[int] | None = None
+    examples: int = 24  # whole batches for one process and for two
+    counted: bool = False
 
 
 class Observer(TrainerCallback):
     """Keeps a hash of the weights after every step, to compare between processes."""
 
     def __init__(self) -> None:
-        self.weights: list[list[float]] = []
+        self.weights: list[str] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         del args, state, control, kwargs
-        self.weights.append([whole(p).double().sum().item() for p in model.parameters()])
+        values = b"".join(whole(p).float().numpy().tobytes() for p in model.parameters())
+        self.weights.append(hashlib.sha1(values).hexdigest())
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -90,13 +97,35 @@ class Spoiled:
         return loss * float(self.bad["factor"]) if here and in_pass in self.bad["passes"] else loss
 
 
-def trainer_of(job: Job, folder: Path) -> Trainer:
-    if PartialState._shared_state:
+class InOrder:
+    """A Trainer that does not shuffle."""
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        del args
+        return SequentialSampler(self.train_dataset)
+
+
+def forget_job() -> None:
+    """Put accelerate's process-wide state back to where the process group has just been made."""
+    if PartialState._shared_state and dist.is_initialized():
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
     AcceleratorState._reset_state(False)
     GradientState._reset_state()
     for name in [n for n in os.environ if n.startswith(("FSDP_", "ACCELERATE_"))]:
-        del os.environ[name]  # the job before this one left them
+        del os.environ[name]
+
+
+def trainer_class(job: Job) -> type:
+    cls: type = Trainer if job.sam is None else SAMTrainer
+    if job.scaler is not None:
+        cls = type("Scaled", (ForcedScaler, cls), {"initial_scale": job.scaler})
+    if job.bad is not None:
+        cls = type("SpoiledTrainer", (Spoiled, cls), {"bad": job.bad})
+    return cls if job.order is None else type("Ordered", (InOrder, cls), {})
+
+
+def trainer_of(job: Job, folder: Path) -> Trainer:
+    forget_job()
     settings = {
         "use_cpu": True,
         "per_device_train_batch_size": 4,
@@ -114,27 +143,25 @@ def trainer_of(job: Job, folder: Path) -> Trainer:
     args = TrainingArguments(str(folder / job.name), **settings)
     args.device  # noqa: B018 (starts the process group)
     model = make_model(job, folder)
-    data = FAMILIES[job.family][1](torch.Generator().manual_seed(1))[:EXAMPLES]
-    cls: type = Trainer if job.sam is None else SAMTrainer
-    if job.scaler is not None:
-        cls = type("Scaled", (ForcedScaler, cls), {"initial_scale": job.scaler})
-    if job.bad is not None:
-        cls = type("SpoiledTrainer", (Spoiled, cls), {"bad": job.bad})
+    data = FAMILIES[job.family][1](torch.Generator().manual_seed(1))[: job.examples]
+    data = data if job.order is None else [data[i] for i in job.order]
     extra = {} if job.sam is None else {"sam_config": SAMConfig(**job.sam)}
     set_seed(args.seed)
-    return cls(model, args, train_dataset=data, **extra)
+    return trainer_class(job)(model, args, train_dataset=data, **extra)
 
 
 def run(job: Job, folder: Path) -> dict[str, Any]:
     trainer = trainer_of(job, folder)
     observer = Observer()
     trainer.add_callback(observer)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+    with profile if job.counted else nullcontext():
         trainer.train(resume_from_checkpoint=job.resume)
-    events = {event.key: event.count for event in profile.key_averages() if event.key.startswith(("c10d", "gloo"))}
     found = {k: whole(v) if isinstance(v, torch.Tensor) else v for k, v in fingerprint(trainer).items()}
     found.update(
-        events=events,
+        collectives={e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d")}
+        if job.counted
+        else None,
         steps=trainer.state.global_step,
         after_steps=observer.weights,
         history=trainer.state.log_history,
@@ -152,7 +179,7 @@ def main(jobs: Path, folder: Path) -> None:
         job = Job(**entry)
         try:
             found = run(job, folder)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (written down, and raised where the result is asked for)
             found = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
         torch.save(found, folder / f"{job.name}.{rank}.pt")
     if dist.is_initialized():
