@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel as fsdp1
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -75,7 +76,8 @@ class Observer(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         del args, state, control, kwargs
-        values = b"".join(whole(p).float().numpy().tobytes() for p in model.parameters())
+        with unflattened(model):
+            values = b"".join(whole(p).clone().float().numpy().tobytes() for p in model.parameters())
         self.weights.append(hashlib.sha1(values).hexdigest())
 
 
@@ -83,6 +85,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor of which a process may hold a part."""
     full = getattr(tensor.detach(), "full_tensor", None)
     return full() if full is not None else tensor.detach()
+
+
+def unflattened(model: nn.Module) -> Any:
+    """Let FSDP1 put its parameters together, inside."""
+    return fsdp1.summon_full_params(model) if isinstance(model, fsdp1) else nullcontext()
 
 
 class Spoiled:
@@ -157,7 +164,8 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     with profile if job.counted else nullcontext():
         trainer.train(resume_from_checkpoint=job.resume)
-    found = {k: whole(v) if isinstance(v, torch.Tensor) else v for k, v in fingerprint(trainer).items()}
+    with unflattened(trainer.model):
+        found = {k: whole(v).clone() if isinstance(v, torch.Tensor) else v for k, v in fingerprint(trainer).items()}
     found.update(
         collectives={e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d")}
         if job.counted
