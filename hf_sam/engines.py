@@ -83,12 +83,9 @@ def _parameters(trainer: Any) -> list[Any]:
 
 
 def _refuse_parallelism(trainer: Any) -> None:
-    parallelism = getattr(trainer.args, "parallelism_config", None)
     meshes = [p.device_mesh.mesh_dim_names or () for p in _parameters(trainer) if is_dtensor(p)]
-    if getattr(parallelism, "tp_enabled", False) or any({"tp", "ep", "pp"} & set(names) for names in meshes):
-        raise NotImplementedError(
-            UNTESTED.format(what="tensor, expert or pipeline parallelism", way_out="Shard with FSDP2")
-        )
+    if any({"ep", "pp"} & set(names) for names in meshes):
+        raise NotImplementedError(UNTESTED.format(what="expert or pipeline parallelism", way_out="Shard with FSDP2"))
 
 
 def _refuse_sharded(trainer: Any, config: SAMConfig) -> None:

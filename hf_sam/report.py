@@ -50,7 +50,7 @@ def measure(
     """Come back; on the way measure ||epsilon|| as it was realised, and cos(g, h)."""
     beside = list(pieces(params, *(laid_out_as(params, x) for x in ([h] if clean is None else [h, clean]))))
     dtype = accumulation_dtype(params)
-    products: list[tuple[Tensor | float, ...]] = []  # of epsilon, g, g and h, h
+    products: list[tuple[Tensor | float, ...]] = [()] * len(beside)  # of epsilon, g, g and h, h
 
     def visit(number: int, owners: list[Tensor], w: list[Tensor], copies: list[Tensor]) -> None:
         _, _, h_piece, *clean_piece = beside[number]
@@ -59,7 +59,7 @@ def measure(
         g = clean_piece[0] if clean_piece else w
         if clean_piece or direction.recover_gradient_(owners, copies, w):
             g_squared = inner(g, g, dtype)
-        products.append((epsilon_squared, g_squared, inner(g, h_piece, dtype), inner(h_piece, h_piece, dtype)))
+        products[number] = (epsilon_squared, g_squared, inner(g, h_piece, dtype), inner(h_piece, h_piece, dtype))
 
     excursion.come_back(visit)
     epsilon_squared, gg, gh, hh = totals([list(column) for column in zip(*products, strict=True)], params)

@@ -70,10 +70,10 @@ def _copies(param: Tensor) -> int:
         return processes
     tensor: Any = param
     for placement, size in zip(tensor.placements, tensor.device_mesh.shape, strict=True):
-        if placement.is_shard():
-            processes //= size
-        elif not placement.is_replicate():
+        if placement.is_partial():
             raise NotImplementedError(f"A parameter placed as {placement} on its device mesh cannot be perturbed.")
+        if not placement.is_replicate():  # Shard, or the strided shard of FSDP on top of tensor parallelism
+            processes //= size
     return processes
 
 

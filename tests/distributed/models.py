@@ -8,8 +8,19 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import LlamaForCausalLM
 
-from tests.models import FAMILIES
+from tests.models import FAMILIES, llama
+
+
+def paired() -> nn.Module:
+    """A Llama with two key-value heads, which two processes can divide."""
+    config = llama().config
+    config.num_key_value_heads = 2
+    return LlamaForCausalLM(config)
+
+
+OTHERS = {"paired": paired}
 
 
 def without_dropout(model: nn.Module) -> nn.Module:
@@ -37,13 +48,21 @@ def with_lora(model: nn.Module) -> nn.Module:
     return get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
 
 
-CHANGES = {f.__name__: f for f in (without_dropout, with_unused_layer, in_bfloat16, with_lora)}
+def with_trainable_norms(model: nn.Module) -> nn.Module:
+    """Train sharded weights beside replicated ones."""
+    for name, param in model.named_parameters():
+        if "norm" in name or "down_proj" in name:
+            param.requires_grad_(True)
+    return model
+
+
+CHANGES = {f.__name__: f for f in (without_dropout, with_unused_layer, in_bfloat16, with_lora, with_trainable_norms)}
 
 
 def make_model(job: Any, folder: Path) -> nn.Module:
     """Return the model of a job, the same on every process."""
     torch.manual_seed(0)
-    model = FAMILIES[job.family][0]()
+    model = FAMILIES[job.family][0]() if job.family in FAMILIES else OTHERS[job.family]()
     if job.engine == "native":
         model = sharded_at_load(model, folder, job)
     for name in job.prepare:

@@ -43,12 +43,14 @@ def native(name: str, size: int = 4, accumulation: int = 1, **more: Any) -> Job:
 ASAM, MICRO = {"rho": 0.5, "sam_variant": "asam"}, {"rho": 0.1, "sam_scope": "micro_batch"}
 DEVICE = {"rho": 0.1, "sam_scope": "device"}
 LORA = {"prepare": ["with_lora"], "arguments": {"learning_rate": 1.0}}
+MIXED = {"prepare": ["with_lora", "with_trainable_norms"], "arguments": {"learning_rate": 0.5}}
 
 ONE = [
     job("sam", 8),
     job("asam", 8, sam=ASAM),
     job("micro", 4, 2, sam=MICRO),
     job("lora", 8, **LORA),
+    job("mixed", 8, **MIXED),
     job("bf16", 8, arguments={"bf16": True}),
 ]
 TWO = [  # the job, what one process would call it, how close
@@ -58,6 +60,7 @@ TWO = [  # the job, what one process would call it, how close
     (native("native, micro", 2, 2, sam=MICRO), "micro", CLOSE),
     (native("native lora", **LORA), "lora", CLOSE),
     (native("native lora, accumulated", 2, 2, **LORA), "lora", CLOSE),
+    (native("native lora beside trained shards", **MIXED), "mixed", CLOSE),
     (accelerated("fsdp2", 2), "sam", CLOSE),
     (accelerated("fsdp2, accumulated", 2, 2, 2), "sam", CLOSE),
     (accelerated("fsdp2, asam", 2, sam=ASAM), "asam", CLOSE),
@@ -97,7 +100,7 @@ def test_two_processes_train_as_one(name: str, same: str, close: float, one: Res
         assert (found["world"], found["steps"]) == (2, expected["steps"])
         assert found["engine"] == ("FSDP" if name.startswith("fsdp") else "MULTI_CPU")
         assert distance(found, expected) <= close
-    others = {"lora": [], "bf16": ["micro"], "micro": ["sam"]}.get(same, ["micro"])
+    others = {"lora": [], "mixed": [], "bf16": ["micro"], "micro": ["sam"]}.get(same, ["micro"])
     assert all(distance(two[name][0], one[other][0]) > 1e-3 for other in others)  # the line above could fail
 
 

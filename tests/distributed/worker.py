@@ -39,7 +39,7 @@ class Job:
 
     Attributes:
         name: of its result files, `<name>.<rank>.pt`.
-        family: of tests.models.
+        family: of tests.models or tests.distributed.models.
         engine: "ddp", "fsdp1", "fsdp2" (accelerate's plugin), "native" (transformers' own sharding).
         sam: arguments of SAMConfig; None for the plain Trainer.
         prepare: names of functions in tests.distributed.models that change the model.
@@ -150,7 +150,7 @@ def trainer_of(job: Job, folder: Path) -> Trainer:
     args = TrainingArguments(str(folder / job.name), **settings)
     args.device  # noqa: B018 (starts the process group)
     model = make_model(job, folder)
-    data = FAMILIES[job.family][1](torch.Generator().manual_seed(1))[: job.examples]
+    data = FAMILIES.get(job.family, FAMILIES["llama"])[1](torch.Generator().manual_seed(1))[: job.examples]
     data = data if job.order is None else [data[i] for i in job.order]
     extra = {} if job.sam is None else {"sam_config": SAMConfig(**job.sam)}
     set_seed(args.seed)
