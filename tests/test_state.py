@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does our part of a checkpoint come back exactly, and is a damaged one told?"""
+"""Does our part of a checkpoint come back exactly, also after a crash while it was written?"""
 
 from __future__ import annotations
 
@@ -119,7 +119,11 @@ def test_a_crash_leaves_no_half_file_under_a_final_name(
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(Crash):
         save_state(tmp_path, CONFIG, state())
-    assert load_state(tmp_path) is None
+    if renames:  # tensors alone: the one file that is there must not be taken for a checkpoint without a state
+        with pytest.raises(ValueError, match=r"sam_state\.json is missing"):
+            load_state(tmp_path)
+    else:
+        assert load_state(tmp_path) is None
     visible = [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")]
     assert visible == [TENSORS_NAME][:renames]
 
@@ -136,11 +140,8 @@ def test_a_crash_while_overwriting_does_not_mix_old_and_new(tmp_path: Path, monk
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(Crash):
         save_state(tmp_path, CONFIG, {"count": 2, "m": torch.full((3,), 2.0)})
-    try:
-        _, read = load_state(tmp_path)
-    except ValueError:
-        return
-    assert read["m"][0] == read["count"]
+    with pytest.raises(ValueError, match="is not the one that"):
+        load_state(tmp_path)
 
 
 def test_a_value_that_json_cannot_hold_leaves_the_old_state(tmp_path: Path) -> None:
@@ -151,71 +152,25 @@ def test_a_value_that_json_cannot_hold_leaves_the_old_state(tmp_path: Path) -> N
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Damage
+# Links
 # ----------------------------------------------------------------------------------------------------------------------
-def cut(name: str, share: float) -> Any:
-    def damage(directory: Path) -> None:
-        content = (directory / name).read_bytes()
-        (directory / name).write_bytes(content[: int(len(content) * share)])
-
-    return damage
-
-
-def edit(**changes: Any) -> Any:
-    def damage(directory: Path) -> None:
-        path = directory / JSON_NAME
-        content = {**json.loads(path.read_text()), **changes}
-        path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
-
-    return damage
+def test_a_link_in_the_place_of_a_file_to_be_written_is_not_followed(tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for name in (JSON_NAME, TENSORS_NAME, f".{JSON_NAME}.partial", f".{TENSORS_NAME}.partial"):
+        (checkpoint / name).symlink_to(mine)
+    save_state(checkpoint, CONFIG, state())
+    assert mine.read_text() == "precious"
+    assert load_state(checkpoint)[1]["count"] == 7
+    assert sorted(p.name for p in checkpoint.iterdir()) == [JSON_NAME, TENSORS_NAME]
 
 
-def write(name: str, content: bytes) -> Any:
-    return lambda directory: (directory / name).write_bytes(content)
-
-
-DAMAGE = {
-    "json cut": cut(JSON_NAME, 0.5),
-    "json empty": cut(JSON_NAME, 0),
-    "json is a list": write(JSON_NAME, b"[]"),
-    "json is binary": write(JSON_NAME, b"\xff\xfe\x00\x81"),
-    "later format": edit(format=2),
-    "no format": edit(format=...),
-    "no config": edit(config=...),
-    "config is a number": edit(config=3),
-    "no values": edit(values=...),
-    "no list of tensors": edit(tensors=...),
-    "tensors cut": cut(TENSORS_NAME, 0.5),
-    "tensors cut in the header": cut(TENSORS_NAME, 0.01),
-    "tensors empty": cut(TENSORS_NAME, 0),
-    "tensors garbled": write(TENSORS_NAME, b"\x93" * 100),
-    "tensors missing": lambda directory: (directory / TENSORS_NAME).unlink(),
-    "another tensor promised": edit(tensors=["absent"]),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_state_is_told_with_its_place_and_the_way_out(damage: Any, tmp_path: Path) -> None:
-    save_state(tmp_path, CONFIG, state())
-    damage(tmp_path)
-    with pytest.raises(ValueError, match="cannot be read") as caught:
-        load_state(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-    assert "Resume from another checkpoint, or delete" in str(caught.value)
-
-
-def test_a_pickle_in_the_place_of_our_files_is_never_run(tmp_path: Path) -> None:
-    """Both names, a pickle that would write a file: nothing may execute it."""
-
-    class Bomb:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "exploded",))
-
-    save_state(tmp_path, CONFIG, state())
-    torch.save(Bomb(), tmp_path / TENSORS_NAME)
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_state(tmp_path)
-    torch.save(Bomb(), tmp_path / JSON_NAME)
-    with pytest.raises(ValueError, match="cannot be read"):
-        load_state(tmp_path)
-    assert not (tmp_path / "exploded").exists()
+def test_a_state_that_is_linked_is_read(tmp_path: Path) -> None:
+    """A snapshot in the Hub's cache is made of links."""
+    save_state(tmp_path / "blobs", CONFIG, state())
+    (tmp_path / "snapshot").mkdir()
+    for name in (JSON_NAME, TENSORS_NAME):
+        (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
+    assert load_state(tmp_path / "snapshot")[1]["count"] == 7

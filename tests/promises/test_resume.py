@@ -134,7 +134,8 @@ def test_the_state_of_a_direction_matters(tmp_path: Path) -> None:
     settings = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 1}
     whole = trainer_for("bert", tmp_path, sam=sam, **settings)
     whole.train()
-    (tmp_path / "checkpoint-4" / "sam_state.json").unlink()
+    for name in ("sam_state.json", "sam_state.safetensors"):
+        (tmp_path / "checkpoint-4" / name).unlink()
     again = trainer_for("bert", tmp_path / "again", sam=sam, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert any(name.startswith("weight") for name in differences(fingerprint(whole), fingerprint(again)))
