@@ -25,7 +25,13 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from hf_sam import SAMTrainer
 from scripts.common.arguments import ScriptArguments
-from scripts.common.checkpoints import check_output_dir, check_same_model, clear_output_dir, find_checkpoint
+from scripts.common.checkpoints import (
+    check_links,
+    check_output_dir,
+    check_same_model,
+    clear_output_dir,
+    find_checkpoint,
+)
 from scripts.common.errors import HUB_ERROR, UserError, one_line
 from scripts.common.parsing import parse
 from scripts.common.summary import finite, run_facts, show
@@ -53,6 +59,7 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
     folder = Path(training.output_dir)
     if training.resume_from_checkpoint and args.overwrite_output_dir:
         raise UserError("--resume_from_checkpoint keeps what --overwrite_output_dir would remove: give one of them.")
+    check_links(folder)
     checkpoint = find_checkpoint(training.resume_from_checkpoint, folder)
     if training.do_train:
         check_output_dir(folder, resume=checkpoint is not None, overwrite=args.overwrite_output_dir)

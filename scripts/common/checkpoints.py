@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import zipfile
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig
 
 from scripts.common.errors import UserError
 
@@ -55,10 +55,25 @@ def check_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
+def check_links(folder: Path) -> None:
+    """Refuse a folder with a link that leads out of it: what is written there would land elsewhere."""
+    inside = Path(os.path.realpath(folder))
+    for where, folders, files in os.walk(folder):  # which does not follow links
+        for path in (Path(where, name) for name in (*folders, *files)):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+                raise UserError(
+                    f"--output_dir {folder} holds {path.relative_to(folder)}, a link that leads out of it: "
+                    "remove the link or give another folder."
+                )
+
+
 def clear_output_dir(folder: Path) -> None:
     """Remove the checkpoints, weights and results of the run before; anything else stays."""
     for path in checkpoints(folder):
-        shutil.rmtree(path)
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
     for name in (*_WEIGHTS, *_RESULTS):
         (folder / name).unlink(missing_ok=True)
 
@@ -129,8 +144,11 @@ def check_same_model(checkpoint: Path, model: Any) -> None:
         here = model.peft_config["default"].to_dict()
         keys = ["r", "lora_alpha"]
     else:
-        there = AutoConfig.from_pretrained(checkpoint).to_dict()
         here = model.config.to_dict()
+        there, _ = model.config.get_config_dict(checkpoint)
+        if there.get("model_type") == here["model_type"]:
+            # By the class that is loaded already: the checkpoint may name code of its own.
+            there = type(model.config).from_dict(there).to_dict()
         keys = ["model_type", *(key for key in here if key not in _INCIDENTAL and not key.startswith("_"))]
     # Tensor names would be the other way to tell, but transformers renames some between memory and file.
     for key in keys:

@@ -17,7 +17,8 @@ from pyarrow import ArrowException
 from scripts.common.errors import HUB_ERROR, UserError, one_line
 
 _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-READING_ERRORS = (DatasetsError, ArrowException, OSError, ValueError, TypeError, KeyError, HUB_ERROR)
+# RuntimeError: for a data set that is a program, which `datasets` no longer runs.
+READING_ERRORS = (DatasetsError, ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError, HUB_ERROR)
 
 
 def read_file(argument: str, path: str) -> Dataset:
