@@ -6,7 +6,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import torch
+
 from hf_sam.config import PLAIN, SAMConfig
+from hf_sam.engines import is_sharded
 from hf_sam.state import FIELDS, load_state, save_state
 from hf_sam.variants import Variant
 
@@ -31,11 +34,22 @@ class ResumesSAM(SomeTrainer):
         raise NotImplementedError
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Save SAM's state beside the optimizer's."""
+        """Save SAM's state beside the optimizer's: one for all processes, or one for each that has its own."""
         super()._save_optimizer_and_scheduler(output_dir)
         config = self.sam_config
-        if config.sam_variant != PLAIN and self.args.should_save:
-            save_state(output_dir, config, self._sam_direction(config).state_dict())
+        if config.sam_variant == PLAIN:
+            return
+        state = self._sam_direction(config).state_dict()
+        processes = self.args.world_size if state and self._each_has_its_own(config) else 1
+        if processes > 1 or self.args.should_save:
+            process = self.args.process_index if processes > 1 else 0
+            save_state(output_dir, config, state, process=process, processes=processes)
+        if processes > 1:
+            torch.distributed.barrier()  # what the Trainer writes next says that the checkpoint is complete
+
+    def _each_has_its_own(self, config: SAMConfig) -> bool:
+        """Return whether a direction's memory differs between processes: its shards, or its own gradients."""
+        return bool(self.args.world_size > 1 and (config.sam_scope != "batch" or is_sharded(self)))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load SAM's state after the optimizer's; say what differs from the run that wrote it."""
@@ -43,7 +57,7 @@ class ResumesSAM(SomeTrainer):
         config = self.sam_config
         if checkpoint is None or config.sam_variant == PLAIN:
             return
-        saved = load_state(checkpoint)
+        saved = load_state(checkpoint, process=self.args.process_index, processes=self.args.world_size)
         if saved is None:
             logger.warning("No SAM state in %s: SAM starts afresh from this checkpoint.", checkpoint)
             return

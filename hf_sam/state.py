@@ -22,7 +22,14 @@ FORMAT = 2
 FIELDS = ("rho", "sam_variant", "sam_variant_kwargs", "sam_scope")
 
 
-def save_state(directory: str | os.PathLike[str], config: SAMConfig, state: dict[str, Any]) -> None:
+def save_state(
+    directory: str | os.PathLike[str],
+    config: SAMConfig,
+    state: dict[str, Any],
+    *,
+    process: int = 0,
+    processes: int = 1,
+) -> None:
     """Write the configuration and the variant's state beside an ordinary checkpoint.
 
     Each file is written under another name and then renamed, so a reader never sees half of one.
@@ -31,9 +38,11 @@ def save_state(directory: str | os.PathLike[str], config: SAMConfig, state: dict
         directory: the checkpoint folder; made if absent.
         config: what the run was configured with, so that a resume can compare.
         state: `Variant.state_dict()`; tensors go to safetensors, the rest to JSON.
+        process: rank of this process, where each has a state of its own and calls this.
+        processes: how many of them there are; 1 where one state serves all.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    path, tensors_path = _paths(directory, process)
     tensors = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
         for k, v in state.items()
@@ -44,43 +53,62 @@ def save_state(directory: str | os.PathLike[str], config: SAMConfig, state: dict
         "config": {k: v for k, v in asdict(config).items() if k in FIELDS},
         "values": {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)},
         "tensors": sorted(tensors),
+        "processes": processes,
     }
     content = json.loads(json.dumps(content))  # as a reader will see it; raises before a file is touched
     if tensors:
-        partial = _partial(directory / TENSORS_NAME)
+        partial = _partial(tensors_path)
         save_file(tensors, partial)
         content["tensors_sha256"] = _digest_of_file(partial)
-        os.replace(partial, directory / TENSORS_NAME)
+        os.replace(partial, tensors_path)
     content["sha256"] = _digest(content)
-    partial = _partial(directory / JSON_NAME)
+    partial = _partial(path)
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, directory / JSON_NAME)
+    os.replace(partial, path)
 
 
-def load_state(directory: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def load_state(
+    directory: str | os.PathLike[str], *, process: int = 0, processes: int = 1
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Read what `save_state` wrote. Nothing in the files is executed, imported or followed.
+
+    Args:
+        directory: the checkpoint folder.
+        process: rank of this process.
+        processes: how many processes there are now.
 
     Returns:
         The configuration's fields and the variant's state (tensors on the CPU), or None if the checkpoint holds none.
 
     Raises:
-        ValueError: if the files are damaged or of another format.
+        ValueError: if the files are damaged, of another format, or of another number of processes.
     """
-    path, tensors_path = Path(directory) / JSON_NAME, Path(directory) / TENSORS_NAME
+    path, tensors_path = _paths(directory, 0)
     if not os.path.lexists(path) and not os.path.lexists(tensors_path):
         return None
     try:
         content = _read_json(path)
+        if content["processes"] > 1:  # each has a state of its own
+            if content["processes"] != processes:
+                raise ValueError(f"it is the state of {content['processes']} processes, now there are {processes}")
+            path, tensors_path = _paths(directory, process)
+            content = _read_json(path)
         config, state, names = dict(content["config"]), dict(content["values"]), list(content["tensors"])
         tensors = _read_tensors(tensors_path, content["tensors_sha256"]) if names else {}
         if sorted(tensors) != names:
-            raise ValueError(f"{TENSORS_NAME} holds {sorted(tensors)}, {JSON_NAME} promises {names}")
+            raise ValueError(f"{tensors_path.name} holds {sorted(tensors)}, {path.name} promises {names}")
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, SafetensorError) as error:
         raise ValueError(
             f"The SAM state in {os.fspath(directory)!r} cannot be read ({error}). Resume from another checkpoint, or "
-            f"delete {JSON_NAME} and {TENSORS_NAME} there to go on without it."
+            f"delete {path.name} and {tensors_path.name} there to go on without it."
         ) from error
     return config, {**state, **tensors}
+
+
+def _paths(directory: str | os.PathLike[str], process: int) -> tuple[Path, Path]:
+    """Return where a process has its two files; all but the first have their rank in the names."""
+    rank = f".{process}" if process else ""
+    return tuple(Path(directory) / name.replace(".", f"{rank}.") for name in (JSON_NAME, TENSORS_NAME))  # type: ignore[return-value]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -89,14 +117,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if content["format"] != FORMAT:
         raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
     if content.pop("sha256") != _digest(content):
-        raise ValueError(f"{JSON_NAME} was changed after it was written: its checksum is another")
+        raise ValueError(f"{path.name} was changed after it was written: its checksum is another")
     return content
 
 
 def _read_tensors(path: Path, digest: str) -> dict[str, torch.Tensor]:
     _check_file(path)
     if _digest_of_file(path) != digest:
-        raise ValueError(f"{TENSORS_NAME} is not the one that {JSON_NAME} was written with: its checksum is another")
+        raise ValueError(f"{path.name} is not the one that its JSON was written with: its checksum is another")
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
 
