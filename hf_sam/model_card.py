@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import ModelCard
+
 from hf_sam.config import PLAIN, SAMConfig
 from hf_sam.variants import VARIANTS
 
@@ -76,6 +78,17 @@ class WritesModelCard(SomeTrainer):
         """The settings in force; the trainer's."""
         raise NotImplementedError
 
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Save as the Trainer does; sign the card that some models (sentence-transformers, PEFT) write beside it."""
+        path = Path(output_dir if output_dir is not None else self.args.output_dir) / "README.md"
+        before = _version(path)
+        super()._save(output_dir, *args, **kwargs)
+        if self.sam_config.sam_variant != PLAIN and _version(path) not in (before, None):  # else it is the user's
+            card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+            data: Any = card.data
+            data.tags = with_tag(data.tags)
+            path.write_text(with_section(str(card), self.sam_config), encoding="utf-8")
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the Trainer's model card with the tag, SAM's settings and the citation."""
         config = self.sam_config
@@ -88,3 +101,8 @@ class WritesModelCard(SomeTrainer):
         path = Path(self.args.output_dir) / "README.md"
         if self.is_world_process_zero() and path.is_file():
             path.write_text(with_section(path.read_text(encoding="utf-8"), config), encoding="utf-8")
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Return something else whenever the file was written; None if there is none."""
+    return (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None

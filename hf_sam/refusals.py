@@ -22,6 +22,7 @@ GENERATES = (
     "first. Use an offline trainer (SFT, DPO, reward modelling)."
 )
 ONLINE_TRAINERS = {
+    "AsyncDistillationTrainer",
     "AsyncGRPOTrainer",
     "GKDTrainer",
     "GOLDTrainer",
@@ -33,7 +34,7 @@ ONLINE_TRAINERS = {
     "RLOOTrainer",
     "XPOTrainer",
 }
-"""TRL's trainers that generate their data inside `training_step`; GRPO's family is also known by its buffer."""
+"""TRL's trainers that generate their data inside `training_step`; most are known by their `_prepare_inputs`, too."""
 
 
 def refuse_request(cls: type, arguments: Iterable[Any]) -> None:
@@ -95,9 +96,11 @@ def refuse_arguments(args: TrainingArguments) -> None:
 
 
 def _refuse_repeated_data(cls: type) -> None:
-    names = {base.__name__ for base in cls.__mro__ if base.__module__.split(".")[0] == "trl"}
-    if names & ONLINE_TRAINERS:
-        raise NotImplementedError(GENERATES.format(name=cls.__name__))
+    for base in cls.__mro__:
+        if base.__module__.split(".")[0] == "trl" and (
+            base.__name__ in ONLINE_TRAINERS or "_prepare_inputs" in vars(base)
+        ):
+            raise NotImplementedError(GENERATES.format(name=cls.__name__))
 
 
 def _refuse_optimizer(optimizer: Any) -> None:

@@ -25,9 +25,10 @@ else:
 class ReloadsRenamedTensors(SomeTrainer):
     """A mixin for a Trainer that also resumes models whose tensors are renamed on the way to the file."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_renamed(self.model if model is None else model, Path(resume_from_checkpoint))
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any, **named: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *model, **named)  # sentence-transformers' takes no model
+        given = model[0] if model else named.get("model")
+        load_renamed(self.model if given is None else given, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -111,7 +111,7 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
         alone = config.sam_scope == "micro_batch"
         sync = self._sync = self._sync or GradientSync(model, self.accelerator.gradient_state)
         window = self._window = self._window or Window(model, sync=sync)
-        params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        params = self._sam_parameters(model)
         earlier = [p.grad for p in params] if alone else None
         ends_window = self.accelerator.sync_gradients
         # Shards of one micro-batch's gradient exist only after a reduction.
@@ -127,6 +127,12 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
                 self._descend(model, window, held(params, model), earlier, config, ends_window)
                 self._window = None
         return micro_batch.clean_loss
+
+    def _sam_parameters(self, model: nn.Module) -> list[Tensor]:
+        """Return what is trained: the model, and what only the optimizer knows (a loss with weights of its own)."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        every = [*model.parameters(), *(p for group in groups for p in group["params"])]
+        return list({id(p): p for p in every if p.requires_grad}.values())
 
     def _plain_step(self, model: nn.Module, micro_batch: MicroBatch) -> Tensor:
         """Run the Trainer's own forward and backward on one micro-batch."""
