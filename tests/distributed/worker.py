@@ -30,6 +30,7 @@ from hf_sam import SAMConfig, SAMTrainer
 from tests.distributed import fsdp_on_cpu
 from tests.distributed.models import make_model
 from tests.models import FAMILIES
+from tests.promises import resumable  # noqa: F401 (registers the variant "remembering")
 from tests.promises.runs import ForcedScaler, fingerprint
 
 
@@ -46,7 +47,7 @@ class Job:
         arguments: of TrainingArguments.
         scaler: initial loss scale of a forced GradScaler; None without one.
         options: for the engine.
-        resume: folder of a checkpoint to go on from.
+        resume: folder of a checkpoint to go on from, inside the folder for results.
         bad: what `Spoiled` does, None for nothing.
         order: of the examples, which are then not shuffled; None for the Trainer's order.
         examples: how many of them.
@@ -163,7 +164,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     trainer.add_callback(observer)
     profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
     with profile if job.counted else nullcontext():
-        trainer.train(resume_from_checkpoint=job.resume)
+        trainer.train(resume_from_checkpoint=str(folder / job.resume) if job.resume else None)
     with unflattened(trainer.model):
         found = {k: whole(v).clone() if isinstance(v, torch.Tensor) else v for k, v in fingerprint(trainer).items()}
     found.update(

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Promise 10 on two processes: a resumed run has the bits of the uninterrupted one, sharded or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.launch import Results, run_jobs
+from tests.distributed.worker import Job
+from tests.promises.runs import differences
+
+pytestmark = pytest.mark.distributed
+
+FSDP1 = {"version": 1, "sync_module_states": False}
+ENGINES: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp2, full": {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}},
+    "fsdp2, sharded": {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}},
+    # A full state dict of FSDP1 crashes torch on CPUs, with the plain Trainer too.
+    "fsdp1, sharded": {"fsdp": True, "fsdp_config": {**FSDP1, "state_dict_type": "SHARDED_STATE_DICT"}},
+}
+MEMORY = {"rho": 0.2, "sam_variant": "remembering"}
+CASES = {
+    **{f"{engine} sam": (engine, {"rho": 0.2}) for engine in ENGINES},
+    **{f"ddp {scope}": ("ddp", {**MEMORY, "sam_scope": scope}) for scope in ("batch", "device", "micro_batch")},
+    "fsdp2, full remembering": ("fsdp2, full", MEMORY),
+    "fsdp2, sharded remembering": ("fsdp2, sharded", MEMORY),
+}
+
+
+def jobs_of(name: str) -> list[Job]:
+    engine, sam = CASES[name]
+    arguments = {
+        **ENGINES[engine],
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    whole = Job(name, family="llama", engine=engine.split(",")[0], sam=sam, arguments=arguments)
+    return [whole, replace(whole, name=f"{name}, resumed", resume=f"{name}/checkpoint-4")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Results:
+    return run_jobs(folder, 2, [job for name in CASES for job in jobs_of(name)])
+
+
+def state(result: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in result.items() if k not in ("history", "logs", "after_steps", "collectives")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_run_has_the_bits_of_the_whole_one(name: str, found: Results) -> None:
+    for whole, again in zip(found[name], found[f"{name}, resumed"], strict=True):
+        assert differences(state(whole), state(again)) == []
+        assert whole["steps"] == 6
+        assert again["after_steps"] == whole["after_steps"][4:]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_memory_is_kept_for_each_process_where_it_differs(name: str, found: Results, folder: Path) -> None:
+    assert found[name]
+    files = {path.name for path in (folder / name / "checkpoint-4").glob("sam_state*")}
+    own = "device" in name or "micro" in name or ("fsdp" in name and "remembering" in name)
+    memory = name not in [f"{engine} sam" for engine in ENGINES]
+    expected = {"sam_state.json"} | ({"sam_state.safetensors"} if memory else set())
+    assert files == expected | ({"sam_state.1.json", "sam_state.1.safetensors"} if own else set())
+
+
+def test_another_number_of_processes_is_refused_where_each_has_its_own_memory(found: Results, folder: Path) -> None:
+    assert found["ddp device"]
+    arguments = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    for scope in ("device", "batch"):
+        sam = {**MEMORY, "sam_scope": scope}
+        resume = f"ddp {scope}/checkpoint-4"
+        job = Job(f"alone {scope}", resume=resume, sam=sam, arguments={**arguments, "optim": "adamw_torch"})
+        results = run_jobs(folder, 1, [job])
+        if scope == "batch":  # one memory for all: goes on, with other batches
+            assert results["alone batch"]
+        else:
+            message = results.error("alone device")
+            assert "the state of 2 processes, now there are 1" in message
+            assert "Resume from another checkpoint" in message
