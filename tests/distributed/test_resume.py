@@ -29,6 +29,8 @@ CASES = {
     **{f"ddp {scope}": ("ddp", {**MEMORY, "sam_scope": scope}) for scope in ("batch", "device", "micro_batch")},
     "fsdp2, full remembering": ("fsdp2, full", MEMORY),
     "fsdp2, sharded remembering": ("fsdp2, sharded", MEMORY),
+    # Tensors that have other names in files than in memory (hf_sam.reload). accelerate's FSDP2 does not take ViT.
+    "vit ddp": ("ddp", {"rho": 0.2}),
 }
 
 
@@ -43,7 +45,13 @@ def jobs_of(name: str) -> list[Job]:
         "save_strategy": "steps",
         "save_steps": 2,
     }
-    whole = Job(name, family="llama", engine=engine.split(",")[0], sam=sam, arguments=arguments)
+    whole = Job(
+        name,
+        family="vit" if name.startswith("vit") else "llama",
+        engine=engine.split(",")[0],
+        sam=sam,
+        arguments=arguments,
+    )
     return [whole, replace(whole, name=f"{name}, resumed", resume=f"{name}/checkpoint-4")]
 
 
@@ -73,8 +81,8 @@ def test_a_resumed_run_has_the_bits_of_the_whole_one(name: str, found: Results) 
 def test_a_memory_is_kept_for_each_process_where_it_differs(name: str, found: Results, folder: Path) -> None:
     assert found[name]
     files = {path.name for path in (folder / name / "checkpoint-4").glob("sam_state*")}
-    own = "device" in name or "micro" in name or ("fsdp" in name and "remembering" in name)
-    memory = name not in [f"{engine} sam" for engine in ENGINES]
+    memory = CASES[name][1] != {"rho": 0.2}
+    own = "device" in name or "micro" in name or ("fsdp" in name and memory)
     expected = {"sam_state.json"} | ({"sam_state.safetensors"} if memory else set())
     assert files == expected | ({"sam_state.1.json", "sam_state.1.safetensors"} if own else set())
 

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`sharpness_aware_grad` in a loop without a Trainer, on two processes and on four: uneven shards, empty ones."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.hand_written import model
+from tests.distributed.launch import ROOT, environment, torchrun
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def found(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, list[torch.Tensor]]]:
+    folder: Path = tmp_path_factory.mktemp("loop")
+    command = torchrun(request.param, "tests.distributed.hand_written", folder)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("variant", ["sam", "asam"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_loop_on_several_processes_trains_as_on_one(
+    engine: str, variant: str, found: list[dict[str, list[torch.Tensor]]]
+) -> None:
+    for result in found:
+        for one, several, start in zip(
+            result[f"one {variant}"], result[f"{engine} {variant}"], model().parameters(), strict=True
+        ):
+            torch.testing.assert_close(several, one, rtol=0, atol=1e-14)
+            assert (one - start).abs().max() > 1e-3
+        other = {"sam": "asam", "asam": "sam"}[variant]
+        assert (result[f"{engine} {variant}"][0] - result[f"one {other}"][0]).abs().max() > 1e-4
