@@ -12,6 +12,7 @@ from typing import Any
 from hf_sam.variants import VARIANTS, Variant, make_variant
 
 SCOPES = ("batch", "device", "micro_batch")
+ROUNDINGS = ("nearest", "stochastic")
 PLAIN = "none"
 """The `sam_variant` that leaves the Trainer as it is: one pass per step, no cost."""
 
@@ -27,6 +28,7 @@ class SAMConfig:
         sam_variant: name of the direction, or "none".
         sam_variant_kwargs: options of the direction; a mapping, or a JSON object as a string.
         sam_scope: which data shares one perturbation.
+        sam_rounding: how weights stored in 16 bits take a perturbation that is finer than they are.
 
     Raises:
         ValueError: if a value is out of range.
@@ -67,12 +69,20 @@ class SAMConfig:
             "(this process's part of it), micro_batch (each micro-batch by itself: m-sharpness)."
         },
     )
+    sam_rounding: str = field(
+        default="nearest",
+        metadata={
+            "help": "How weights stored in bfloat16 or float16 take a perturbation finer than they are: nearest (much "
+            "of it is lost) or stochastic (right on average, with noise). Weights in float32 take all of it either way."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check every field, then let a `TrainingArguments` further up do its own checks."""
         self.rho = checked_rho(self.rho, "SAMConfig(rho=...)")
-        _check_choice("sam_variant", self.sam_variant, (*VARIANTS, PLAIN))
-        _check_choice("sam_scope", self.sam_scope, SCOPES)
+        checked_choice("SAMConfig(sam_variant=...)", self.sam_variant, (*VARIANTS, PLAIN))
+        checked_choice("SAMConfig(sam_scope=...)", self.sam_scope, SCOPES)
+        checked_choice("SAMConfig(sam_rounding=...)", self.sam_rounding, ROUNDINGS)
         self.sam_variant_kwargs = _parsed_kwargs(self.sam_variant_kwargs)
         if self.sam_variant == PLAIN:
             if self.sam_variant_kwargs:
@@ -102,9 +112,11 @@ def checked_rho(rho: Any, argument: str) -> float:
     return float(rho)
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def checked_choice(argument: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return `value`; raise, naming `argument`, unless it is one of `choices`."""
     if value not in choices:
-        raise ValueError(f"`SAMConfig({name}=...)` must be one of {', '.join(choices)}, got {value!r}.")
+        raise ValueError(f"`{argument}` must be one of {', '.join(choices)}, got {value!r}.")
+    return str(value)
 
 
 def _parsed_kwargs(value: Any) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hf_sam.numerics import Ascent, laid_out_as, pieces
+from hf_sam.numerics import HALF_PRECISION, Ascent, laid_out_as, pieces
+from hf_sam.rounding import StochasticRounding
 
 Visit = Callable[[int, list[Tensor], list[Tensor], list[Tensor]], None]
 
@@ -27,12 +28,25 @@ class Excursion:
         self._away: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
 
     @torch.no_grad()
-    def climb(self, ascent: Ascent) -> None:
-        """Move the weights to w + epsilon, in place. The direction's memory may be overwritten."""
+    def climb(self, ascent: Ascent, rounding: StochasticRounding | None = None) -> None:
+        """Move the weights to w + epsilon, in place. The direction's memory may be overwritten.
+
+        Args:
+            ascent: where to.
+            rounding: how weights of 16 bits are rounded; to nearest by default.
+        """
+        numbers = {id(p): number for number, p in enumerate(self._params)} if rounding is not None else {}
         for owners, w, direction in pieces(self._params, laid_out_as(self._params, ascent.direction)):
             # A copy of its own: the gradient's memory may belong to others (a flat buffer, a bucket of DDP).
             self._away.append((owners, w, [piece.clone() for piece in w]))
-            _add_epsilon_(w, direction, ascent)
+            if rounding is None or not any(piece.dtype in HALF_PRECISION for piece in w):
+                _add_epsilon_(w, direction, ascent)
+                continue
+            for owner, piece, d in zip(owners, w, direction, strict=True):
+                if piece.dtype in HALF_PRECISION:
+                    rounding.add_(numbers[id(owner)], piece, d, ascent.scale)
+                else:
+                    _add_epsilon_([piece], [d], ascent)
 
     @torch.no_grad()
     def come_back(self, visit: Visit | None = None) -> None:

@@ -44,6 +44,8 @@ def sam_section(config: SAMConfig) -> str:
     """Return the Markdown section for a run configured with `config`."""
     variant = VARIANTS[config.sam_variant]
     options = f"- options: {json.dumps(config.sam_variant_kwargs)}\n" if config.sam_variant_kwargs else ""
+    if config.sam_rounding != "nearest":
+        options += f"- rounding of perturbed 16-bit weights: {config.sam_rounding}\n"
     return _SECTION.format(
         heading=HEADING,
         title=variant.title,

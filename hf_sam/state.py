@@ -19,7 +19,7 @@ from hf_sam.config import SAMConfig
 JSON_NAME = "sam_state.json"
 TENSORS_NAME = "sam_state.safetensors"
 FORMAT = 2
-FIELDS = ("rho", "sam_variant", "sam_variant_kwargs", "sam_scope")
+FIELDS = ("rho", "sam_variant", "sam_variant_kwargs", "sam_scope", "sam_rounding")
 
 
 def save_state(

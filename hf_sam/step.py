@@ -3,21 +3,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_sam.config import checked_rho
+from hf_sam.config import ROUNDINGS, checked_choice, checked_rho
 from hf_sam.excursion import Excursion
 from hf_sam.layers import RandomState, devices_of
 from hf_sam.numerics import restore_, snapshot
 from hf_sam.report import Report, asked_norm_of, clean_copy, measure
+from hf_sam.rounding import StochasticRounding, seed_from
 from hf_sam.shards import held, is_dtensor, like, local
 from hf_sam.variants import Variant, make_variant
 
 Gradients = Sequence[Tensor | None]
+_calls = itertools.count()
 
 
 def sharpness_aware_grad(
@@ -28,6 +31,7 @@ def sharpness_aware_grad(
     variant: str | Variant = "sam",
     variant_kwargs: Mapping[str, Any] | None = None,
     buffers: Iterable[Tensor] = (),
+    rounding: str | torch.Generator = "nearest",
 ) -> Tensor:
     """Fill every `.grad` with the sharpness-aware gradient (Foret et al. 2021, eq. 3), in any training loop.
 
@@ -47,6 +51,9 @@ def sharpness_aware_grad(
         variant_kwargs: options for a variant given by name.
         buffers: tensors that a forward pass changes (`model.buffers()`, for batch normalisation): the second pass
             starts from what the first one started from, and leaves them as the first one did.
+        rounding: how weights of 16 bits take a perturbation finer than they are: "nearest" loses most of it,
+            "stochastic" none on average. The noise is another one at every call: it comes from torch's seed and the
+            number of calls so far. To resume in the same bits give a `torch.Generator` on the CPU, and save its state.
 
     Returns:
         L(w), what the first call of `closure` returned.
@@ -69,6 +76,7 @@ def sharpness_aware_grad(
     direction = _as_variant(variant, variant_kwargs)
     params = _trainable(parameters, direction)
     rho = checked_rho(rho, "sharpness_aware_grad(rho=...)")
+    rounded = _as_rounding(rounding)
     kept = list(buffers)
     set_gradients(params, [None] * len(params))
 
@@ -82,7 +90,7 @@ def sharpness_aware_grad(
         closure()
 
     try:
-        descend(evaluate_again, held(params), direction, rho=rho)
+        descend(evaluate_again, held(params), direction, rho=rho, rounding=rounded)
     finally:
         end.restore()
         restore_(kept, buffers_at_end)
@@ -97,6 +105,7 @@ def descend(
     rho: float,
     onto: Gradients | None = None,
     comparable: bool = True,
+    rounding: StochasticRounding | None = None,
 ) -> Report:
     """Turn the clean gradient in `.grad` into the perturbed one: climb, re-evaluate, come back.
 
@@ -109,6 +118,7 @@ def descend(
         onto: gradients of earlier micro-batches to which the perturbed gradient is added; None to start from nothing.
         comparable: whether what `evaluate` adds to `onto` is h. It is not where `evaluate` ends by averaging the sum
             over processes (DDP); then there is no cosine.
+        rounding: how weights of 16 bits are rounded; to nearest by default.
 
     Returns:
         What was measured. `.grad` holds h, or `direction.combine(g, h)`, on top of `onto`.
@@ -123,7 +133,7 @@ def descend(
     try:
         ascent = direction.ascend(moved, _gradients(moved), rho)
         usable, asked_norm = ascent.usable, asked_norm_of(ascent, moved)
-        excursion.climb(ascent)
+        excursion.climb(ascent, rounding)
         del ascent
         set_gradients(params, onto)  # drops the clean gradient: from here on the copy of w is all that is extra
         evaluate()
@@ -185,6 +195,15 @@ def _as_variant(variant: str | Variant, kwargs: Mapping[str, Any] | None) -> Var
             raise ValueError(f"`variant_kwargs` goes with a variant's name, got {dict(kwargs)} with an instance.")
         return variant
     return make_variant(variant, kwargs, argument="variant")
+
+
+def _as_rounding(rounding: str | torch.Generator) -> StochasticRounding | None:
+    if isinstance(rounding, torch.Generator):
+        return StochasticRounding(seed_from(int(torch.randint(2**62, (), generator=rounding))))
+    checked_choice("sharpness_aware_grad(rounding=...)", rounding, ROUNDINGS)
+    # Not drawn from torch's stream, which ends where one call of the closure leaves it: at the same place every time
+    # where the closure draws nothing.
+    return StochasticRounding(seed_from(torch.initial_seed(), next(_calls))) if rounding == "stochastic" else None
 
 
 def _trainable(parameters: Iterable[Any], direction: Variant) -> list[Tensor]:

@@ -20,6 +20,7 @@ from hf_sam.refusals import refuse_request, refuse_trainer
 from hf_sam.reload import ReloadsRenamedTensors
 from hf_sam.report import Report
 from hf_sam.resume import ResumesSAM
+from hf_sam.rounding import StochasticRounding, seed_from
 from hf_sam.shards import held
 from hf_sam.step import descend, set_gradients
 from hf_sam.sync import GradientSync
@@ -27,6 +28,18 @@ from hf_sam.variants import Variant
 from hf_sam.window import MicroBatch, Window
 
 logger = logging.getLogger(__name__)
+
+ROUNDED_AWAY = (
+    "The weights are stored in 16 bits, which rounds much of a small perturbation away: a norm of %.3g was asked for, "
+    "%.3g was realised (ratio %.2f). Load the model with dtype=torch.float32 and train with bf16=True or fp16=True, "
+    "which keeps the weights in 32 bits; or set sam_rounding='stochastic', which is right on average, with noise."
+)
+MOSTLY_NOISE = (
+    "The weights are stored in 16 bits, and stochastic rounding drowns the perturbation in noise: a norm of %.3g was "
+    "asked for, %.3g was realised (cosine about %.2f). Take a larger rho, or load the model with dtype=torch.float32 "
+    "and train with bf16=True or fp16=True, which keeps the weights in 32 bits."
+)
+LEAST_COSINE = 0.1
 
 
 class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
@@ -75,6 +88,7 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
         self._sync: GradientSync | None = None
         self._averages = Averages()
         self._told_realised_norm = False
+        self._descents = 0
 
     @property
     def sam_config(self) -> SAMConfig:
@@ -102,7 +116,7 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
             return self._sam_training_step(model, inputs, num_items_in_batch, config)
         except BaseException:
             # A smaller batch may be tried next (auto_find_batch_size): it must not replay these micro-batches.
-            self._window = None
+            self._window, self._descents = None, 0
             raise
 
     def _sam_training_step(
@@ -165,10 +179,17 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
 
         comparable = not (earlier and window.sync.averages and any(grad is not None for grad in earlier))
         report = descend(
-            evaluate, params, self._sam_direction(config), rho=config.rho, onto=earlier, comparable=comparable
+            evaluate,
+            params,
+            self._sam_direction(config),
+            rho=config.rho,
+            onto=earlier,
+            comparable=comparable,
+            rounding=self._sam_rounding(config),
         )
+        self._descents = 0 if ends_window else self._descents + 1
         self._averages.add(report, rises[0], config.rho, ends_window=ends_window)
-        self._tell_realised_norm(report)
+        self._tell_realised_norm(report, config)
 
     def _sam_direction(self, config: SAMConfig) -> Variant:
         if self._direction is None:
@@ -176,7 +197,16 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
             self._direction.prepare(self.model.named_parameters())
         return self._direction
 
-    def _tell_realised_norm(self, report: Report) -> None:
+    def _sam_rounding(self, config: SAMConfig) -> StochasticRounding | None:
+        """Return how to round this descent; seeded by where it is in the run, so that a resume needs no state for it.
+
+        Every process has the same seed: those that hold the same weights perturb them alike.
+        """
+        if config.sam_rounding != "stochastic":
+            return None
+        return StochasticRounding(seed_from(self.args.seed, self.state.global_step, self._descents))
+
+    def _tell_realised_norm(self, report: Report, config: SAMConfig) -> None:
         """Say once how much of epsilon survives in 16-bit weights; the only place that waits for the device."""
         if report.asked_norm is None or self._told_realised_norm or not report.usable:
             return
@@ -184,14 +214,10 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
         if not asked > 0:
             return
         self._told_realised_norm = True
-        logger.warning(
-            "The weights are stored in 16 bits, which rounds much of a small perturbation away: a norm of %.3g was "
-            "asked for, %.3g was realised (ratio %.2f). Load the model with dtype=torch.float32 and train with "
-            "bf16=True or fp16=True, which keeps the weights in 32 bits.",
-            asked,
-            realised,
-            realised / asked,
-        )
+        if config.sam_rounding == "nearest":
+            logger.warning(ROUNDED_AWAY, asked, realised, realised / asked)
+        elif asked < LEAST_COSINE * realised:  # on average the asked-for epsilon is in it whole; the rest is noise
+            logger.warning(MOSTLY_NOISE, asked, realised, asked / realised)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Let every process know the averages over all of them where the Trainer does so with its loss."""

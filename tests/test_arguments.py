@@ -18,7 +18,13 @@ from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments
 from hf_sam import SAMConfig, SAMTrainer, SAMTrainerMixin, SAMTrainingArguments
 from hf_sam.arguments import config_of, resolve_config, with_sam_fields
 
-CONFIG = SAMConfig(rho=0.3, sam_variant="asam", sam_variant_kwargs={"eta": 0.5}, sam_scope="micro_batch")
+CONFIG = SAMConfig(
+    rho=0.3,
+    sam_variant="asam",
+    sam_variant_kwargs={"eta": 0.5},
+    sam_scope="micro_batch",
+    sam_rounding="stochastic",
+)
 SETTINGS = {f.name: getattr(CONFIG, f.name) for f in fields(SAMConfig)}
 
 
@@ -111,7 +117,7 @@ def test_trackers_see_the_settings(kind: str, request: pytest.FixtureRequest) ->
     trainer = SAMTrainer(nn.Linear(1, 1), args, **({"sam_config": CONFIG} if kind == "plain" else {}))
     logged = trainer.args.to_dict()
     assert {k: logged[k] for k in SETTINGS} == SETTINGS
-    assert {"rho", "sam_variant", "sam_scope"} <= set(trainer.args.to_sanitized_dict())
+    assert {"rho", "sam_variant", "sam_scope", "sam_rounding"} <= set(trainer.args.to_sanitized_dict())
 
 
 def test_the_users_own_arguments_are_left_alone(plain: TrainingArguments) -> None:

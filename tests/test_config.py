@@ -33,6 +33,11 @@ BAD = [
         "`SAMConfig(sam_scope=...)` must be one of batch, device, micro_batch, got 'window'.",
     ),
     (
+        {"sam_rounding": "up"},
+        ValueError,
+        "`SAMConfig(sam_rounding=...)` must be one of nearest, stochastic, got 'up'.",
+    ),
+    (
         {"sam_variant_kwargs": {"eta": 0.1}},
         ValueError,
         "`sam_variant_kwargs` for 'sam' has no option 'eta'; its options: none.",
@@ -127,7 +132,8 @@ def parsed(*words: str, kind: type = SAMConfig) -> Any:
 
 def test_the_command_line_sets_every_field() -> None:
     words = ["--rho", "0.5", "--sam_variant", "asam", "--sam_variant_kwargs", '{"eta": 0.5}', "--sam_scope", "device"]
-    assert parsed(*words) == SAMConfig(0.5, "asam", {"eta": 0.5}, "device")
+    words += ["--sam_rounding", "stochastic"]
+    assert parsed(*words) == SAMConfig(0.5, "asam", {"eta": 0.5}, "device", "stochastic")
 
 
 def test_an_empty_command_line_gives_the_defaults() -> None:

@@ -17,7 +17,7 @@ PACKAGE = "hf_sam"
 
 # Level of each module; an import goes to the same level or a lower one. A new module needs a line here.
 LEVELS = {
-    "shards": 0, "numerics": 0, "excursion": 0, "layers": 0, "filters": 0, "radius": 0, "gate": 0,
+    "shards": 0, "numerics": 0, "rounding": 0, "excursion": 0, "layers": 0, "filters": 0, "radius": 0, "gate": 0,
     "variants": 1,
     "config": 2, "report": 2, "step": 2,
     "state": 3, "sync": 3, "window": 3, "metrics": 3,

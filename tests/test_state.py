@@ -16,8 +16,14 @@ from hf_sam import SAMConfig, SAMTrainingArguments
 from hf_sam.state import JSON_NAME, TENSORS_NAME, load_state, save_state
 from tests.compare import bits, same_bits
 
-CONFIG = SAMConfig(rho=0.3, sam_variant="asam", sam_variant_kwargs={"eta": 0.5}, sam_scope="device")
-SETTINGS = {"rho": 0.3, "sam_variant": "asam", "sam_variant_kwargs": {"eta": 0.5}, "sam_scope": "device"}
+SETTINGS = {
+    "rho": 0.3,
+    "sam_variant": "asam",
+    "sam_variant_kwargs": {"eta": 0.5},
+    "sam_scope": "device",
+    "sam_rounding": "stochastic",
+}
+CONFIG = SAMConfig(**SETTINGS)
 
 
 def state() -> dict[str, Any]:

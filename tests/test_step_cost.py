@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hf_sam import ASAM, SAM, Variant, sharpness_aware_grad
+from hf_sam.rounding import StochasticRounding
 from hf_sam.step import descend
 from tests.small_models import Classifier, backward_closure, square_closure
 
@@ -81,6 +82,17 @@ def test_the_peak_is_one_extra_copy_of_the_weights(dtype: torch.dtype, variant: 
     assert step.peak <= plain.peak + extra
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_stochastic_rounding_works_on_small_parts(dtype: torch.dtype) -> None:
+    """A part of 2^17 elements is a 24th of these weights; of float32 and random bits there are at most five."""
+    nearest, chance = (
+        Step(dtype, lambda closure, w, rounding=rounding: sharpness_aware_grad(closure, w, rounding=rounding))
+        for rounding in ("nearest", "stochastic")
+    )
+    assert chance.peak <= nearest.peak + 5 * 2 / 24
+    assert chance.at_call == nearest.at_call
+
+
 @every_variant
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_only_the_gradient_is_left_after_the_step(dtype: torch.dtype, variant: str) -> None:
@@ -109,26 +121,28 @@ def test_no_clean_gradient_survives_the_climb(variant: str) -> None:
 # Waiting for the device
 # ----------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("direction", [SAM(), ASAM(), ASAM(eta=0, scaled="all", power=1, weighted_norm=False)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_step_needs_no_values_on_the_host(dtype: torch.dtype, direction: Variant) -> None:
     """Meta tensors raise on any read: whatever runs on them runs without waiting for a device."""
     model, x = Classifier().to("meta", dtype), torch.randn(16, 5, device="meta", dtype=dtype)
     closure = square_closure(model, x)
     closure()
-    report = descend(closure, list(model.parameters()), direction, rho=0.05)
-    assert report.grad_cosine.is_meta
+    for rounding in (None, StochasticRounding(0)):
+        report = descend(closure, list(model.parameters()), direction, rho=0.05, rounding=rounding)
+        assert report.grad_cosine.is_meta
     assert all(p.grad.is_meta for p in model.parameters())
 
 
 @pytest.mark.gpu
 @every_variant
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_step_on_a_gpu_never_synchronises(dtype: torch.dtype, variant: str) -> None:
+def test_a_step_on_a_gpu_never_synchronises(dtype: torch.dtype, rounding: str, variant: str) -> None:
     model, x = Classifier().to("cuda", dtype), torch.randn(16, 5, device="cuda", dtype=dtype)
     closure = backward_closure(lambda: model(x).square().mean())
     closure()  # the first call compiles and allocates
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sharpness_aware_grad(closure, model.parameters(), variant=variant)
+        sharpness_aware_grad(closure, model.parameters(), variant=variant, rounding=rounding)
     finally:
         torch.cuda.set_sync_debug_mode("default")

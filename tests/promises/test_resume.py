@@ -154,6 +154,7 @@ def test_our_state_is_json_and_safetensors(tmp_path: Path) -> None:
         "sam_variant": "remembering",
         "sam_variant_kwargs": None,
         "sam_scope": "batch",
+        "sam_rounding": "nearest",
     }
     assert content["values"] == {"steps": 1}
     assert {p.name for p in folder.glob("*sam*")} == {"sam_state.json", "sam_state.safetensors"}
