@@ -8,19 +8,18 @@ from typing import Any
 from accelerate.utils import DistributedType
 
 from hf_sam.config import SAMConfig
+from hf_sam.deepspeed_settings import refuse_deepspeed
 from hf_sam.shards import is_dtensor
 from hf_sam.variants import VARIANTS
 
 ENGINES = {
-    DistributedType.DEEPSPEED: "DeepSpeed steps its optimizer inside `backward`, at the perturbed weights, and keeps "
-    "its own copy of them. Shard with FSDP2 instead: accelerate launch --config_file scripts/accelerate/fsdp2.yaml.",
     DistributedType.MEGATRON_LM: "Megatron-LM runs forward, backward and step in one call. Train without it.",
 }
-KNOWN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU", "FSDP")
-"""Engines that run two passes as they should: one process, DDP whatever the device, and FSDP."""
+KNOWN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU", "FSDP", "DEEPSPEED")
+"""Engines that run two passes as they should: one process, DDP whatever the device, FSDP, and DeepSpeed with limits."""
 UNTESTED = (
-    "SAMTrainer is verified in one process, under DDP and under FSDP; {what} would train with untested synchronisation "
-    "of the two passes. {way_out}, or pass sam_variant='none' for the plain Trainer."
+    "SAMTrainer is verified in one process, under DDP, FSDP and DeepSpeed; {what} would train with untested "
+    "synchronisation of the two passes. {way_out}, or pass sam_variant='none' for the plain Trainer."
 )
 ONE_PERTURBATION = (
     "Weights sharded over processes share one perturbation, so `sam_scope='device'` cannot be. Use sam_scope='batch', "
@@ -67,7 +66,9 @@ def refuse_engine(trainer: Any, config: SAMConfig) -> None:
         what = f"{args.n_gpu} GPUs under DataParallel"
         raise NotImplementedError(UNTESTED.format(what=what, way_out="Launch one process per GPU with torchrun"))
     _refuse_parallelism(trainer)
-    if is_sharded(trainer):
+    if engine == DistributedType.DEEPSPEED:
+        refuse_deepspeed(trainer, config)
+    elif is_sharded(trainer):
         _refuse_sharded(trainer, config)
     elif args.world_size > 1:
         _refuse_replicated(args, config)
@@ -103,12 +104,13 @@ def _refuse_sharded(trainer: Any, config: SAMConfig) -> None:
 
 def _refuse_replicated(args: Any, config: SAMConfig) -> None:
     alone = config.sam_scope != "batch"
+    static_graph = getattr(args, "ddp_static_graph", None)  # since transformers 5.6
     if alone and VARIANTS[config.sam_variant].combines:
         raise NotImplementedError(MIXES.format(name=config.sam_variant, scope=config.sam_scope))
-    if args.ddp_static_graph and alone:
+    if static_graph and alone:
         what = f"sam_scope={config.sam_scope!r}"
         raise NotImplementedError(STATIC_GRAPH.format(what=what, way_out="Use sam_scope='batch', or no static graph"))
-    if args.ddp_static_graph and args.gradient_accumulation_steps > 1:
+    if static_graph and args.gradient_accumulation_steps > 1:
         what = "gradient accumulation"
         raise NotImplementedError(
             STATIC_GRAPH.format(what=what, way_out="Set gradient_accumulation_steps=1, or no static graph")

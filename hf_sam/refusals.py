@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from accelerate.utils import DistributedType
+from accelerate.utils.deepspeed import HfDeepSpeedConfig  # from `utils` only where DeepSpeed is installed
 from torch import nn
 from transformers import TrainingArguments
 
 from hf_sam.config import SAMConfig
-from hf_sam.engines import ENGINES, UNTESTED, refuse_engine
+from hf_sam.deepspeed_settings import refuse_deepspeed_model, refuse_settings
+from hf_sam.engines import UNTESTED, refuse_engine
 
 UPDATES_IN_BACKWARD = (
     "{name} updates the weights during the backward pass, so the first pass of a SAM step would already have moved "
@@ -83,7 +84,8 @@ def refuse_arguments(args: TrainingArguments) -> None:
         NotImplementedError: with the reason and the alternative.
     """
     if args.deepspeed:
-        raise NotImplementedError(ENGINES[DistributedType.DEEPSPEED])
+        # Its settings as the arguments have filled them in, where they have.
+        refuse_settings(getattr(args, "hf_deepspeed_config", None) or HfDeepSpeedConfig(args.deepspeed))
     optim = str(getattr(args.optim, "value", args.optim))
     if optim in ("lomo", "adalomo") or optim.endswith("_layerwise"):
         raise NotImplementedError(UPDATES_IN_BACKWARD.format(name=f"`optim={optim!r}`"))
@@ -111,6 +113,7 @@ def _refuse_optimizer(optimizer: Any) -> None:
 
 
 def _refuse_model(model: nn.Module) -> None:
+    refuse_deepspeed_model(model)
     devices = {p.device for p in model.parameters()}
     if len(devices) > 1 or any(d.type == "meta" for d in devices):
         what = f"a model on {', '.join(sorted(map(str, devices)))}"

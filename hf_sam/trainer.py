@@ -14,6 +14,7 @@ from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 from hf_sam.arguments import config_of, resolve_config, with_sam_fields
 from hf_sam.config import PLAIN, SAMConfig, variant_of
 from hf_sam.counters import COUNTERS, counted_once
+from hf_sam.deepspeed import descend_in, parameters_of, step_deferred
 from hf_sam.metrics import Averages
 from hf_sam.model_card import WritesModelCard
 from hf_sam.refusals import refuse_request, refuse_trainer
@@ -22,7 +23,7 @@ from hf_sam.report import Report
 from hf_sam.resume import ResumesSAM
 from hf_sam.rounding import StochasticRounding, seed_from
 from hf_sam.shards import held
-from hf_sam.step import descend, set_gradients
+from hf_sam.step import set_gradients
 from hf_sam.sync import GradientSync
 from hf_sam.variants import Variant
 from hf_sam.window import MicroBatch, Window
@@ -113,10 +114,12 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
             loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
             return loss
         try:
-            return self._sam_training_step(model, inputs, num_items_in_batch, config)
+            with step_deferred(self.accelerator, model):
+                return self._sam_training_step(model, inputs, num_items_in_batch, config)
         except BaseException:
             # A smaller batch may be tried next (auto_find_batch_size): it must not replay these micro-batches.
             self._window, self._descents = None, 0
+            self.in_descent_pass = False  # Ctrl-C may land beside the `finally` that does it
             raise
 
     def _sam_training_step(
@@ -144,8 +147,7 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
 
     def _sam_parameters(self, model: nn.Module) -> list[Tensor]:
         """Return what is trained: the model, and what only the optimizer knows (a loss with weights of its own)."""
-        groups = self.optimizer.param_groups if self.optimizer is not None else []
-        every = [*model.parameters(), *(p for group in groups for p in group["params"])]
+        every = parameters_of(model, self.optimizer)
         return list({id(p): p for p in every if p.requires_grad}.values())
 
     def _plain_step(self, model: nn.Module, micro_batch: MicroBatch) -> Tensor:
@@ -178,7 +180,8 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
                 self.current_gradient_accumulation_steps = count
 
         comparable = not (earlier and window.sync.averages and any(grad is not None for grad in earlier))
-        report = descend(
+        report = descend_in(
+            model,
             evaluate,
             params,
             self._sam_direction(config),

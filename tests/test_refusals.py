@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,67 @@ def test_context_and_sequence_parallelism_are_refused_before_anything_is_made(ax
     assert not (tmp_path / "out").exists()
 
 
-def test_deepspeed_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+OFFLOAD = {"device": "cpu", "pin_memory": True}
+REFUSED_SETTINGS = {
+    "stage 3": ({"zero_optimization": {"stage": 3}}, "stage 3"),
+    "offload": ({"zero_optimization": {"stage": 1, "offload_optimizer": OFFLOAD}}, "offload_optimizer.device: cpu"),
+    "parameters offloaded": ({"zero_optimization": {"stage": 2, "offload_param": OFFLOAD}}, "offload_param"),
+    "old offload": ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "cpu_offload"),
+    "round robin": ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "round_robin"),
+    "zenflow": ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, "zenflow"),
+    "deepcompile": ({"compile": {"deepcompile": True}}, "deepcompile"),
+    "tensor parallel": ({"tensor_parallel": {"autotp_size": 2}}, "autotp_size: 2"),
+    "experts": ({"expert_parallel": {"enabled": True}}, "expert_parallel"),
+    "1-bit": ({"optimizer": {"type": "OneBitAdam"}}, "optimizer.type: OneBitAdam"),
+    "boundary": ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation"),
+    "bf16 in fp32": (
+        {
+            "zero_optimization": {"stage": 1},
+            "bf16": {"enabled": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+        },
+        "Use ZeRO stage 2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "reason"), REFUSED_SETTINGS.values(), ids=REFUSED_SETTINGS)
+@pytest.mark.parametrize("in_a_file", [False, True], ids=["dict", "file"])
+def test_what_deepspeed_cannot_do_is_refused_before_anything_is_made(
+    settings: dict[str, Any], reason: str, in_a_file: bool, tmp_path: Path
+) -> None:
     """DeepSpeed is set on finished arguments: building them with it needs the package."""
     args = arguments(tmp_path)
-    args.deepspeed = {"zero_optimization": {"stage": 2}}
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps(settings))
+    args.deepspeed = str(file) if in_a_file else settings
     message = refusal(nn.Linear(1, 1), args)
-    assert "DeepSpeed steps its optimizer inside `backward`" in message
-    assert "FSDP2" in message
+    assert message.startswith("DeepSpeed")
+    assert reason in message
+    assert "Train without" in message or "Use ZeRO stage" in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_deepspeed_is_not_refused_for_what_is_switched_off(stage: int, tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    off = {"offload_optimizer": {"device": "none"}, "offload_param": {}, "round_robin_gradients": False}
+    in_fp32 = {"data_types": {"grad_accum_dtype": "fp32"}, "bf16": {"enabled": "auto"}}
+    args.deepspeed = {"zero_optimization": {"stage": stage, **off}, "tensor_parallel": {"autotp_size": 1}, **in_fp32}
+    refuse_arguments(args)
+
+
+def test_a_model_that_deepspeed_spread_at_load_is_refused(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    model.weight.ds_id = 0
+    assert "stage 3" in refusal(model, arguments(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mixture_of_experts_of_deepspeeds_is_refused(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    model.weight.allreduce = False
+    assert "mixture of experts" in refusal(model, arguments(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -185,7 +239,7 @@ def test_variant_none_refuses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.value)
 def test_every_engine_is_refused_with_a_way_out(engine: DistributedType) -> None:
-    assert "Train without" in ENGINES[engine] or "FSDP2 instead" in ENGINES[engine]
+    assert "Train without" in ENGINES[engine]
 
 
 def test_an_empty_tuple_among_the_arguments_is_no_trouble(tmp_path: Path) -> None:

@@ -8,10 +8,15 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch.distributed.fsdp import fully_shard
+from transformers import TrainingArguments
+from transformers.distributed import DistributedConfig
 
 from tests.distributed.worker import Job
 
@@ -32,11 +37,31 @@ def torchrun(processes: int, *arguments: Any) -> list[str]:
     return [*run, "--module", *map(str, arguments)]
 
 
+FSDP2_ON_CPU = "ignored_params" in signature(fully_shard).parameters
+"""Newer than torch 2.6, where `fully_shard` needs a GPU and accelerate cannot call it."""
+
+
+def unavailable(job: Job) -> str | None:
+    """Return what of `job` the installed versions cannot do with the plain Trainer either, None if they can all."""
+    if "ddp_static_graph" in job.arguments and not hasattr(TrainingArguments, "ddp_static_graph"):
+        return "transformers without ddp_static_graph"
+    if job.engine == "native" and "fsdp_size" not in signature(DistributedConfig).parameters:
+        return "transformers that does not shard"
+    if job.engine == "fsdp2" and not FSDP2_ON_CPU:
+        return "torch whose fully_shard accelerate cannot call"
+    if job.engine == "fsdp1" and "save_steps" in job.arguments and not FSDP2_ON_CPU:
+        return "torch that crashes when FSDP1 saves on a CPU"
+    return None
+
+
 class Results(dict[str, list[dict[str, Any]]]):
-    """By job, what each process found. A job that failed says so when it is asked for."""
+    """By job, what each process found. One that failed says so when it is asked for; one that cannot run is skipped."""
+
+    def __missing__(self, name: str) -> list[dict[str, Any]]:
+        pytest.skip(f"{name!r} needs newer versions")
 
     def __getitem__(self, name: str) -> list[dict[str, Any]]:
-        found = super().__getitem__(name)
+        found = super().__getitem__(name) if name in self else self.__missing__(name)
         for rank, result in enumerate(found):
             if "error" in result:
                 raise AssertionError(f"{name} failed on process {rank}:\n{result['trace']}")
@@ -44,16 +69,20 @@ class Results(dict[str, list[dict[str, Any]]]):
 
     def error(self, name: str) -> str:
         """Return with what error a job failed on every process, which has to be the same one."""
-        (message,) = {result["error"] for result in super().__getitem__(name)}
+        found = super().__getitem__(name) if name in self else self.__missing__(name)
+        (message,) = {result["error"] for result in found}
         return message
 
 
-def run_jobs(folder: Path, processes: int, jobs: list[Job]) -> Results:
-    """Run the jobs one after the other, in one launch of so many processes."""
+def run_jobs(folder: Path, processes: int, jobs: list[Job], worker: str = "tests.distributed.worker") -> Results:
+    """Run the jobs one after the other, in one launch of so many processes of the module `worker`."""
+    jobs = [job for job in jobs if unavailable(job) is None]
+    if not jobs:
+        return Results()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "jobs.json"
     path.write_text(json.dumps([asdict(job) for job in jobs]))
-    module = ("tests.distributed.worker", path, folder)
+    module = (worker, path, folder)
     command = torchrun(processes, *module) if processes > 1 else [sys.executable, "-m", *map(str, module)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How do two passes fit into one step of DeepSpeed, which steps in `backward` and keeps gradients away from `.grad`?
+
+Through public interfaces, for ZeRO stages 0, 1 and 2:
+- accelerate's wrapper around the engine, an attribute of the accelerator, is exchanged inside a training step for one
+  whose `backward` does not step; the step is taken when the weights are back;
+- the reduced gradient is read with `safe_get_full_grad`, which costs a whole gradient of memory on every process;
+- `safe_set_full_grad` writes zeros between the passes: engines that add to what is there end up with h alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_sam.report import Report
+from hf_sam.step import descend
+from hf_sam.variants import Variant
+
+
+class _Deferred:
+    """Stands in for accelerate's `DeepSpeedEngineWrapper`, whose `backward` steps."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+
+    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
+        """Run backward; the gradients are complete after a window's last micro-batch."""
+        self.engine.set_gradient_accumulation_boundary(is_boundary=sync_gradients)
+        self.engine.backward(loss, **kwargs)
+
+
+def engine_of(model: nn.Module) -> Any:
+    """Return `model` if it is DeepSpeed's engine, else None."""
+    # Looked up, not imported: who has not imported it cannot have made one.
+    deepspeed = sys.modules.get("deepspeed")
+    return model if deepspeed is not None and isinstance(model, deepspeed.DeepSpeedEngine) else None
+
+
+@contextmanager
+def step_deferred(accelerator: Any, model: nn.Module) -> Iterator[None]:
+    """Keep DeepSpeed from stepping inside; step on leaving a window's last micro-batch, unless something was raised."""
+    engine = engine_of(model)
+    if engine is None:
+        yield
+        return
+    wrapper = accelerator.deepspeed_engine_wrapped
+    accelerator.deepspeed_engine_wrapped = _Deferred(engine)
+    try:
+        yield
+    finally:
+        accelerator.deepspeed_engine_wrapped = wrapper
+    if accelerator.sync_gradients:
+        engine.step()
+
+
+def parameters_of(model: nn.Module, optimizer: Any) -> list[Any]:
+    """Return the parameters of the model and those of the optimizer, some of which the model may not know."""
+    engine = engine_of(model)
+    groups = _originals(engine.optimizer) if engine is not None else None
+    if groups is None:
+        groups = [group["params"] for group in optimizer.param_groups] if optimizer is not None else []
+    return [*model.parameters(), *(p for group in groups for p in group)]
+
+
+def _originals(optimizer: Any) -> Any:
+    """Return the parameters that DeepSpeed's optimizer was made for; in its groups are flat copies of parts of them."""
+    for name in ("bit16_groups", "fp16_groups"):
+        if hasattr(optimizer, name):
+            return getattr(optimizer, name)
+    return None
+
+
+def descend_in(
+    model: nn.Module, evaluate: Callable[[], object], params: list[Tensor], direction: Variant, **how: Any
+) -> Report:
+    """Descend as `hf_sam.step.descend` does; under DeepSpeed, with the reduced gradients in `.grad` while it looks."""
+    if engine_of(model) is None:
+        return descend(evaluate, params, direction, **how)
+    shown = _show(params)
+
+    def evaluate_and_show() -> None:
+        _write(shown, (torch.zeros_like(p) for p in shown))
+        evaluate()
+        shown[:] = _show(params)
+
+    try:
+        report = descend(evaluate_and_show, params, direction, **how)
+        if direction.combines:
+            _write(shown, [p.grad for p in shown])
+    finally:
+        for p in shown:
+            p.grad = None
+    return report
+
+
+@torch.no_grad()
+def _show(params: list[Tensor]) -> list[Tensor]:
+    """Put the reduced gradients in `.grad` where DeepSpeed keeps them elsewhere; return the parameters where it does.
+
+    Reading adds up over the processes, which all come here at the same time.
+    """
+    read = sys.modules["deepspeed"].utils.safe_get_full_grad
+    shown = []
+    for p in params:
+        grad = read(p) if p.grad is None else None
+        if grad is not None:
+            p.grad = grad.to(p.dtype)
+            shown.append(p)
+    return shown
+
+
+@torch.no_grad()
+def _write(params: list[Tensor], grads: Iterable[Tensor | None]) -> None:
+    """Write gradients where DeepSpeed keeps them."""
+    write = sys.modules["deepspeed"].utils.safe_set_full_grad
+    for p, grad in zip(params, grads, strict=True):
+        p.grad = None  # where there is one, that is what would be written
+        write(p, grad)
