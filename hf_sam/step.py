@@ -136,11 +136,13 @@ def descend(
         excursion.climb(ascent, rounding)
         del ascent
         set_gradients(params, onto)  # drops the clean gradient: from here on the copy of w is all that is extra
+        torch.clear_autocast_cache()  # a context around both passes would keep casts of the weights as they were
         evaluate()
         h = list(map(_added, moved, before))
         epsilon_norm, grad_cosine = measure(excursion, moved, clean, h, direction)
     finally:
         _come_back(excursion)
+        torch.clear_autocast_cache()
     if direction.combines and clean is not None:
         for p, b, grad in zip(moved, before, direction.combine(clean, h), strict=True):
             _put(p, grad if b is None else b.add_(grad))

@@ -41,7 +41,7 @@ def everything(trainer: Trainer) -> dict[str, Any]:
     """Return the run's fingerprint, and the weights that sentence-transformers' losses hold."""
     found = fingerprint(trainer)
     for name, parameter in loss_parameters(trainer).items():
-        found[f"loss {name}"] = parameter.detach()
+        found[f"loss {name}"] = parameter.detach().clone()
     return found
 
 
@@ -66,10 +66,10 @@ def assert_plain_at_rho_zero(make: Make, scope: str = "batch", accumulation: int
     start = weights(plain)
     plain.train()
     expected = everything(plain)
+    assert (weights(plain) - start).abs().max() > 1e-3  # equality means something
     sharp = make(SAMConfig(rho=0.0, sam_scope=scope), **arguments)
     sharp.train()
     assert differences(expected, everything(sharp)) == []
-    assert (weights(plain) - start).abs().max() > 1e-3  # equality means something
     assert len(perturbations(sharp)) == sharp.state.global_step  # both passes ran at every step
     return plain
 

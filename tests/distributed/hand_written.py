@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training loop written by hand, around `sharpness_aware_grad`: run by torchrun with the folder for results.
+"""A loop written by hand around `sharpness_aware_grad`. Run by torchrun with a folder for results, and engines.
 
 In float64, so that the only difference between engines is the order of sums.
 """
@@ -58,18 +58,18 @@ def train(engine: str, variant: str, rank: int, processes: int) -> list[torch.Te
     return [getattr(p.detach(), "full_tensor", p.detach)() for p in net.parameters()]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, engines: list[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank, processes = dist.get_rank(), dist.get_world_size()
     found = {}
     for variant in ("sam", "asam"):
         found[f"one {variant}"] = train("one", variant, 0, 1)
-        for engine in ("ddp", "fsdp2"):
+        for engine in engines:
             found[f"{engine} {variant}"] = train(engine, variant, rank, processes)
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -43,6 +43,8 @@ FSDP2_ON_CPU = "ignored_params" in signature(fully_shard).parameters
 
 def unavailable(job: Job) -> str | None:
     """Return what of `job` the installed versions cannot do with the plain Trainer either, None if they can all."""
+    if job.resume and not FSDP2_ON_CPU:
+        return "torch that cannot read a file's tensors back to the device `cpu:0`"
     if "ddp_static_graph" in job.arguments and not hasattr(TrainingArguments, "ddp_static_graph"):
         return "transformers without ddp_static_graph"
     if job.engine == "native" and "fsdp_size" not in signature(DistributedConfig).parameters:

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from tests.distributed.hand_written import model
-from tests.distributed.launch import ROOT, environment, torchrun
+from tests.distributed.launch import FSDP2_ON_CPU, ROOT, environment, torchrun
 
 pytestmark = pytest.mark.distributed
+
+ENGINES = ["ddp", "fsdp2"] if FSDP2_ON_CPU else ["ddp"]
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -20,14 +22,14 @@ def found(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, list[torch.Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("loop")
-    command = torchrun(request.param, "tests.distributed.hand_written", folder)
+    command = torchrun(request.param, "tests.distributed.hand_written", folder, *ENGINES)
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 
 @pytest.mark.parametrize("variant", ["sam", "asam"])
-@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_a_loop_on_several_processes_trains_as_on_one(
     engine: str, variant: str, found: list[dict[str, list[torch.Tensor]]]
 ) -> None:

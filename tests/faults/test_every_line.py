@@ -78,7 +78,6 @@ def test_an_interrupt_at_any_line_of_a_step_leaves_the_weights_where_they_were(
     assert not list(interrupted(setting, tmp_path, phases=LINES, count=2))
 
 
-@pytest.mark.xfail(strict=True, reason="`in_descent_pass` is reset in the `finally` of the descent pass only")
 def test_an_interrupt_beside_the_descent_pass_does_not_leave_its_flag(tmp_path: Path) -> None:
     setting = Setting("bert", "sam", "batch")
     assert not list(interrupted(setting, tmp_path, phases=LINES, function=" evaluate "))

@@ -156,10 +156,6 @@ def test_a_step_with_a_gradient_scaler_is_the_one_written_by_hand(tmp_path: Any)
     assert trainer.state.log_history[0]["sam/sharpness"] == pytest.approx(exact["rise"], rel=0.02)
 
 
-STALE = "an outer autocast context caches the casts of the unperturbed weights, and the second pass uses them"
-
-
-@pytest.mark.xfail(strict=True, reason=STALE)
 def test_an_autocast_context_around_the_whole_step_does_not_hide_the_perturbation(tmp_path: Any) -> None:
     class Wrapped(Keeping):
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +167,6 @@ def test_an_autocast_context_around_the_whole_step_does_not_hide_the_perturbatio
     assert relative(trainer.gradient, exact["h"]) < 3e-2
 
 
-@pytest.mark.xfail(strict=True, reason=STALE)
 def test_an_autocast_context_around_a_hand_written_step_does_not_hide_the_perturbation() -> None:
     model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 1))
     x, y = torch.randn(64, 16), torch.randn(64, 1)

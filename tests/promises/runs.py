@@ -74,8 +74,9 @@ def trainer_for(
 
 def fingerprint(trainer: Trainer) -> dict[str, Any]:
     """Return weights, buffers, optimizer and scheduler state, logs and random streams of a finished run."""
-    found: dict[str, Any] = {f"weight {n}": p.detach() for n, p in trainer.model.named_parameters()}
-    found.update({f"buffer {n}": b for n, b in trainer.model.named_buffers()})
+    # Copies: a model just loaded may lie in the memory of a file, which the next run's model overwrites.
+    found: dict[str, Any] = {f"weight {n}": p.detach().clone() for n, p in trainer.model.named_parameters()}
+    found.update({f"buffer {n}": b.clone() for n, b in trainer.model.named_buffers()})
     state = trainer.optimizer.state_dict()["state"]
     found.update({f"optimizer {i} {k}": v for i, entry in state.items() for k, v in entry.items()})
     found["scheduler"] = {k: v for k, v in trainer.lr_scheduler.state_dict().items() if k != "lr_lambdas"}
