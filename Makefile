@@ -14,11 +14,11 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-lowest lint format bench clean
+.PHONY: help setup run test test-all test-floor lint format bench clean
 
 # Nothing here needs the network once the packages are installed.
-test test-all test-lowest run bench: export HF_HUB_OFFLINE = 1
-test test-all test-lowest run bench: export TOKENIZERS_PARALLELISM = false
+test test-all test-floor run bench: export HF_HUB_OFFLINE = 1
+test test-all test-floor run bench: export TOKENIZERS_PARALLELISM = false
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,8 @@ test: $(STAMP)  ## the fast tests
 test-all: $(STAMP)  ## every test: also the slow ones, real data, several processes
 	@$(VENV)/bin/python -m pytest --durations=15 $(PYTEST_ARGS)
 
-test-lowest: $(STAMP_LOWEST)  ## the fast tests with the lowest supported versions (large download)
-	@$(VENV_LOWEST)/bin/python -m pytest -m "$(FAST)" $(PYTEST_ARGS)
+test-floor: $(STAMP_LOWEST)  ## every test with the lowest supported versions (large download)
+	@$(VENV_LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## style, format and types
 	@$(VENV)/bin/ruff check .
