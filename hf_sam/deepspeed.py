@@ -60,20 +60,14 @@ def step_deferred(accelerator: Any, model: nn.Module) -> Iterator[None]:
 
 
 def parameters_of(model: nn.Module, optimizer: Any) -> list[Any]:
-    """Return the parameters of the model and those of the optimizer, some of which the model may not know."""
+    """Return the parameters of the model and those of the optimizer, some of which the model may not know.
+
+    DeepSpeed's own optimizers hold flat copies of the model's parameters instead, and refuse any others.
+    """
     engine = engine_of(model)
-    groups = _originals(engine.optimizer) if engine is not None else None
-    if groups is None:
-        groups = [group["params"] for group in optimizer.param_groups] if optimizer is not None else []
-    return [*model.parameters(), *(p for group in groups for p in group)]
-
-
-def _originals(optimizer: Any) -> Any:
-    """Return the parameters that DeepSpeed's optimizer was made for; in its groups are flat copies of parts of them."""
-    for name in ("bit16_groups", "fp16_groups"):
-        if hasattr(optimizer, name):
-            return getattr(optimizer, name)
-    return None
+    copies = engine is not None and engine.optimizer is not engine.basic_optimizer
+    groups = [] if copies or optimizer is None else optimizer.param_groups
+    return [*model.parameters(), *(p for group in groups for p in group["params"])]
 
 
 def descend_in(
