@@ -34,6 +34,7 @@ from scripts.common.checkpoints import (
 )
 from scripts.common.errors import HUB_ERROR, UserError, one_line
 from scripts.common.parsing import parse
+from scripts.common.processes import check_same, part, prepared_together
 from scripts.common.summary import finite, run_facts, show
 from scripts.tasks import TASKS
 from scripts.tasks.base import Task
@@ -59,16 +60,18 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
     folder = Path(training.output_dir)
     if training.resume_from_checkpoint and args.overwrite_output_dir:
         raise UserError("--resume_from_checkpoint keeps what --overwrite_output_dir would remove: give one of them.")
-    check_links(folder)
-    checkpoint = find_checkpoint(training.resume_from_checkpoint, folder)
-    if training.do_train:
-        check_output_dir(folder, resume=checkpoint is not None, overwrite=args.overwrite_output_dir)
-    if args.torch_threads is not None:
-        torch.set_num_threads(args.torch_threads)
-    set_seed(training.seed)
-    task = TASKS[args.task].build(args, training)
-    if checkpoint is not None:
-        check_same_model(checkpoint, task.model)
+    with prepared_together(training):
+        check_links(folder)
+        checkpoint = find_checkpoint(training.resume_from_checkpoint, folder)
+        if training.do_train:
+            check_output_dir(folder, resume=checkpoint is not None, overwrite=args.overwrite_output_dir)
+        if args.torch_threads is not None:
+            torch.set_num_threads(args.torch_threads)
+        set_seed(training.seed)
+        task = TASKS[args.task].build(args, training)
+        if checkpoint is not None:
+            check_same_model(checkpoint, task.model)
+    check_same(training, "the checkpoint to resume from", checkpoint)
     trainer = make_trainer(args, training, task)
     if args.overwrite_output_dir and training.should_save and checkpoint is None:
         clear_output_dir(folder)
@@ -94,7 +97,7 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     evaluation = {name: split.data for name, split in task.evaluation.items()}
     try:
-        return SAMTrainer(
+        trainer = SAMTrainer(
             model=task.model,
             args=training,
             train_dataset=task.train,
@@ -110,10 +113,15 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
         raise UserError(where + one_line(error)) from error
     except (ValueError, NotImplementedError, ImportError) as error:
         raise UserError(one_line(error)) from error
+    if trainer.is_fsdp_enabled and _is_merged(args, task):
+        raise UserError("--lora_merge needs whole weights, and FSDP spreads them: add --lora_merge False.")
+    return trainer
 
 
 def _train(trainer: SAMTrainer, task: Task, checkpoint: Path | None) -> dict[str, Any]:
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_fsdp_enabled:  # checkpoints may be sharded, but the result is an ordinary model
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     trainer.save_state()
     return _save(trainer, "train", {**output.metrics, "train_samples": len(task.train)})
@@ -170,4 +178,6 @@ def _is_merged(args: ScriptArguments, task: Task) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    part()
+    sys.exit(status)

@@ -29,6 +29,10 @@ _RESULTS = (
     "trainer_state.json",
 )
 
+# What FSDP writes beside or instead of the files of one process; of a folder, the file that is written last.
+_SHARDED = ("pytorch_model_fsdp_0/.metadata",)
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0/.metadata")
+
 # Entries of a config that say how it was saved or loaded, and nothing about the model.
 _INCIDENTAL = ("architectures", "dtype", "torch_dtype", "transformers_version", "problem_type", "use_cache")
 
@@ -107,11 +111,9 @@ def find_damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a checkpoint whose saving was interrupted, None if it is complete."""
     if not (checkpoint / "trainer_state.json").is_file():  # Trainer writes it last
         return "no trainer_state.json"
-    if not any((checkpoint / name).is_file() for name in _WEIGHTS):
-        return "no weights"
-    for name in ("optimizer.pt", "scheduler.pt"):
-        if not (checkpoint / name).is_file():
-            return f"no {name}"
+    for what, names in (("weights", _WEIGHTS + _SHARDED), ("optimizer.pt", _OPTIMIZER), ("scheduler.pt", None)):
+        if not any((checkpoint / name).is_file() for name in names or (what,)):
+            return f"no {what}"
     return next((f"{path.name} is truncated" for path in sorted(checkpoint.iterdir()) if not _is_whole(path)), None)
 
 
@@ -143,6 +145,8 @@ def check_same_model(checkpoint: Path, model: Any) -> None:
         there = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
         here = model.peft_config["default"].to_dict()
         keys = ["r", "lora_alpha"]
+    elif any((checkpoint / name).is_file() for name in _SHARDED):
+        return  # it names no model; loading compares the tensors
     else:
         here = model.config.to_dict()
         there, _ = model.config.get_config_dict(checkpoint)

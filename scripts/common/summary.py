@@ -27,6 +27,7 @@ def run_facts(args: ScriptArguments, training: Any, task: Task, history: list[di
         "task": task.name,
         "sam_variant": training.sam_variant,
         "seed": training.seed,
+        "processes": training.world_size,
         "label_noise": args.label_noise,
         "flipped_labels": task.flipped_labels,
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
