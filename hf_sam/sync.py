@@ -30,6 +30,7 @@ class GradientSync:
     """
 
     def __init__(self, model: nn.Module, flag: Any = None) -> None:
+        self.model = model
         self._replicated = [(m, "require_backward_grad_sync") for m in _modules(model, DistributedDataParallel)]
         self._sharded = [(m, "_sync_gradients") for m in fsdp1_modules(model)]
         for group in _fsdp2_groups(model):

@@ -126,7 +126,9 @@ class SAMTrainerMixin(ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None, config: SAMConfig
     ) -> Tensor:
         alone = config.sam_scope == "micro_batch"
-        sync = self._sync = self._sync or GradientSync(model, self.accelerator.gradient_state)
+        if self._sync is None or self._sync.model is not model:  # auto_find_batch_size wraps the model again
+            self._sync = GradientSync(model, self.accelerator.gradient_state)
+        sync = self._sync
         window = self._window = self._window or Window(model, sync=sync)
         params = self._sam_parameters(model)
         earlier = [p.grad for p in params] if alone else None

@@ -62,6 +62,8 @@ TWO = [
         "gradient_accumulation_kwargs": {"sync_each_batch": True}}}),
     job("device", 4, sam=DEVICE),
     job("device, accumulated", 2, 2, sam=DEVICE, order=DEALT),
+    job("device, out of memory first", 5, sam=DEVICE, order=IN_TURN, bad={"largest": 4},
+        arguments={"auto_find_batch_size": True}),
     job("micro", 2, 2, sam=MICRO),
     job("unused batch", 4, sam=SAM, prepare=["with_unused_layer"], arguments={"ddp_find_unused_parameters": True}),
     job("unused device", 4, sam=DEVICE, prepare=["with_unused_layer"], arguments={"ddp_find_unused_parameters": True}),
@@ -96,6 +98,7 @@ SAME = {
     "batch, synchronised at each": "sam",
     "device": "pairs of 4",
     "device, accumulated": "pairs of 4, in turn",
+    "device, out of memory first": "pairs of 4, in turn",  # the model is wrapped again for the smaller batch
     "micro": "quadruples of 2",
     "unused batch": "sam",
     "unused device": "pairs of 4",

@@ -94,12 +94,16 @@ def unflattened(model: nn.Module) -> Any:
 
 
 class Spoiled:
-    """A Trainer whose loss is multiplied by `factor` at one step, in one pass, on one process."""
+    """A Trainer whose loss is multiplied at one step, in one pass, on one process; or that runs out of memory."""
 
     bad: dict[str, Any]
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, *args, **kwargs)
+        if "largest" in self.bad:  # the batch that fits, except that only the second pass notices
+            if getattr(self, "in_descent_pass", False) and self._train_batch_size > self.bad["largest"]:
+                raise RuntimeError("CUDA out of memory.")
+            return loss
         in_pass = "descent" if getattr(self, "in_descent_pass", False) else "ascent"
         here = self.state.global_step == self.bad["step"] and dist.get_rank() in self.bad["ranks"]
         return loss * float(self.bad["factor"]) if here and in_pass in self.bad["passes"] else loss
