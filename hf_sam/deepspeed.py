@@ -6,6 +6,9 @@ Through public interfaces, for ZeRO stages 0, 1 and 2:
   whose `backward` does not step; the step is taken when the weights are back;
 - the reduced gradient is read with `safe_get_full_grad`, which costs a whole gradient of memory on every process;
 - `safe_set_full_grad` writes zeros between the passes: engines that add to what is there end up with h alone.
+
+When a pass raises, the weights are back and no step is taken, but gradients stay inside the engine: train on with a new
+one, as `train()` makes it (also where auto_find_batch_size calls it again).
 """
 
 from __future__ import annotations
@@ -67,7 +70,8 @@ def parameters_of(model: nn.Module, optimizer: Any) -> list[Any]:
     engine = engine_of(model)
     copies = engine is not None and engine.optimizer is not engine.basic_optimizer
     groups = [] if copies or optimizer is None else optimizer.param_groups
-    return [*model.parameters(), *(p for group in groups for p in group["params"])]
+    # The optimizer's first: after an evaluation FSDP2's model has other parameters, those gathered, until the next pass.
+    return [*(p for group in groups for p in group["params"]), *model.parameters()]
 
 
 def descend_in(
