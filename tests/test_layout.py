@@ -21,8 +21,8 @@ LEVELS = {
     "variants": 1,
     "config": 2, "report": 2, "step": 2,
     "state": 3, "sync": 3, "window": 3, "metrics": 3,
-    "arguments": 4, "counters": 4, "deepspeed": 4, "deepspeed_settings": 4, "engines": 4, "model_card": 4, "refusals": 4,
-    "reload": 4, "resume": 4, "trainer": 4,
+    "arguments": 4, "counters": 4, "deepspeed": 4, "deepspeed_settings": 4, "engines": 4, "model_card": 4,
+    "refusals": 4, "reload": 4, "resume": 4, "trainer": 4,
     "__init__": 5,
 }  # fmt: skip
 TORCH_ONLY = 3  # up to this level a module works in a hand-written loop
