@@ -70,7 +70,7 @@ def parameters_of(model: nn.Module, optimizer: Any) -> list[Any]:
     engine = engine_of(model)
     copies = engine is not None and engine.optimizer is not engine.basic_optimizer
     groups = [] if copies or optimizer is None else optimizer.param_groups
-    # The optimizer's first: after an evaluation FSDP2's model has other parameters, those gathered, until the next pass.
+    # The optimizer's first: after an evaluation FSDP2's model has others, those gathered, until the next pass.
     return [*(p for group in groups for p in group["params"]), *model.parameters()]
 
 

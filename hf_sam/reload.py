@@ -27,12 +27,15 @@ class ReloadsRenamedTensors(SomeTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any, **named: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *model, **named)  # sentence-transformers' takes no model
+        if self.is_fsdp_enabled:
+            return  # accelerate has loaded its own files, which have the names in memory
         given = model[0] if model else named.get("model")
         load_renamed(self.model if given is None else given, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        load_renamed(self.model, Path(self.state.best_model_checkpoint))
+        if not self.is_fsdp_enabled:
+            load_renamed(self.model, Path(self.state.best_model_checkpoint))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         if not isinstance(self.model, PreTrainedModel):

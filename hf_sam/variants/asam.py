@@ -62,11 +62,11 @@ class ASAM(Variant):
         if not isinstance(weighted_norm, bool):
             raise ValueError(f"`ASAM(weighted_norm=...)` must be true or false, got {weighted_norm!r}.")
         self.eta, self.scaled, self.power, self.weighted_norm = eta, scaled, power, weighted_norm
-        self._named_weight: set[int] | None = None
+        self._named_weight: dict[int, bool] | None = None
 
     def prepare(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
         """Remember which parameters have "weight" in their name."""
-        self._named_weight = {id(p) for name, p in named_parameters if "weight" in name}
+        self._named_weight = {id(p): "weight" in name for name, p in named_parameters}
 
     @torch.no_grad()
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: float) -> Ascent:
@@ -105,9 +105,10 @@ class ASAM(Variant):
             return [True] * len(params)
         if self.scaled == "matrices":
             return [w.dim() >= 2 for w in params]
-        if self._named_weight is None:
+        names = self._named_weight
+        if names is None or any(id(w) not in names for w in params):
             raise ValueError(
                 '`ASAM(scaled="named_weight")` needs the parameters\' names: pass `model.named_parameters()`, '
                 'or use scaled="matrices".'
             )
-        return [id(w) in self._named_weight for w in params]
+        return [names[id(w)] for w in params]

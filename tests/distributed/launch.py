@@ -51,8 +51,6 @@ def unavailable(job: Job) -> str | None:
         return "transformers that does not shard"
     if job.engine == "fsdp2" and not FSDP2_ON_CPU:
         return "torch whose fully_shard accelerate cannot call"
-    if job.engine == "fsdp1" and "save_steps" in job.arguments and not FSDP2_ON_CPU:
-        return "torch that crashes when FSDP1 saves on a CPU"
     return None
 
 

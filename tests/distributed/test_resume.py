@@ -9,35 +9,40 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.launch import Results, run_jobs
+from tests.distributed.launch import Results, distance, run_jobs
 from tests.distributed.worker import Job
 from tests.promises.runs import differences
 
 pytestmark = pytest.mark.distributed
 
-FSDP1 = {"version": 1, "sync_module_states": False}
+# Not FSDP1: the plain Trainer does not resume it in the same bits, and crashes saving its full state dict on a CPU.
 ENGINES: dict[str, dict[str, Any]] = {
     "ddp": {},
     "fsdp2, full": {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT"}},
     "fsdp2, sharded": {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "SHARDED_STATE_DICT"}},
-    # A full state dict of FSDP1 crashes torch on CPUs, with the plain Trainer too.
-    "fsdp1, sharded": {"fsdp": True, "fsdp_config": {**FSDP1, "state_dict_type": "SHARDED_STATE_DICT"}},
 }
+# accelerate's FSDP2 cannot wrap ViT's embeddings.
+LAYERS = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["ViTLayer"]}
+VIT = {"fsdp2, layers": {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT", **LAYERS}}}
 MEMORY = {"rho": 0.2, "sam_variant": "remembering"}
 CASES = {
     **{f"{engine} sam": (engine, {"rho": 0.2}) for engine in ENGINES},
     **{f"ddp {scope}": ("ddp", {**MEMORY, "sam_scope": scope}) for scope in ("batch", "device", "micro_batch")},
     "fsdp2, full remembering": ("fsdp2, full", MEMORY),
     "fsdp2, sharded remembering": ("fsdp2, sharded", MEMORY),
-    # Tensors that have other names in files than in memory (hf_sam.reload). accelerate's FSDP2 does not take ViT.
+    # Tensors that have other names in files than in memory (hf_sam.reload).
     "vit ddp": ("ddp", {"rho": 0.2}),
+    "vit fsdp2, layers": ("fsdp2, layers", {"rho": 0.2}),
+    # An evaluation leaves FSDP2's outermost weights gathered.
+    "still fsdp2, full": ("fsdp2, full", {"rho": 0.2}),
+    "still fsdp2, full, evaluated": ("fsdp2, full", {"rho": 0.2}),
 }
 
 
 def jobs_of(name: str) -> list[Job]:
     engine, sam = CASES[name]
     arguments = {
-        **ENGINES[engine],
+        **{**ENGINES, **VIT}[engine],
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
         "optim": "adamw_torch",
@@ -45,12 +50,15 @@ def jobs_of(name: str) -> list[Job]:
         "save_strategy": "steps",
         "save_steps": 2,
     }
+    if name.endswith("evaluated"):
+        arguments = {**arguments, "eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True}
     whole = Job(
         name,
         family="vit" if name.startswith("vit") else "llama",
         engine=engine.split(",")[0],
         sam=sam,
         arguments=arguments,
+        prepare=["without_dropout"] if name.startswith("still") else [],
     )
     return [whole, replace(whole, name=f"{name}, resumed", resume=f"{name}/checkpoint-4")]
 
@@ -75,6 +83,15 @@ def test_a_resumed_run_has_the_bits_of_the_whole_one(name: str, found: Results) 
         assert differences(state(whole), state(again)) == []
         assert whole["steps"] == 6
         assert again["after_steps"] == whole["after_steps"][4:]
+
+
+def test_an_evaluation_does_not_change_what_is_perturbed(found: Results) -> None:
+    plain, evaluated = (found[name][0] for name in ("still fsdp2, full", "still fsdp2, full, evaluated"))
+    assert distance(plain, evaluated) == 0.0
+    assert any("eval_loss" in entry for entry in evaluated["history"])
+    assert all(
+        entry["sam/epsilon_norm"] == pytest.approx(0.2, rel=1e-4) for entry in evaluated["history"] if "loss" in entry
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

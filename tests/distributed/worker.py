@@ -159,7 +159,7 @@ def trainer_of(job: Job, folder: Path) -> Trainer:
     data = data if job.order is None else [data[i] for i in job.order]
     extra = {} if job.sam is None else {"sam_config": SAMConfig(**job.sam)}
     set_seed(args.seed)
-    return trainer_class(job)(model, args, train_dataset=data, **extra)
+    return trainer_class(job)(model, args, train_dataset=data, eval_dataset=data[:4], **extra)
 
 
 def run(job: Job, folder: Path) -> dict[str, Any]:
