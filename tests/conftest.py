@@ -18,9 +18,12 @@ from transformers.utils import logging as transformers_logging
 # Two threads on a busy two-core machine are slower than one, and one adds in a fixed order.
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
-# accelerate collects garbage whenever a Trainer starts: what was imported is none, and looking at it takes 0.3 s.
-gc.collect()
-gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    """Spare the Trainer, which collects garbage at each start, all that was imported: most of the time of a test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -26,15 +26,6 @@ ALL = [
         product(("bert", "resnet", "lora"), ("sam", "asam", "remembering"), ("batch", "micro_batch"))
     )
 ]
-
-
-@pytest.fixture(autouse=True)
-def frozen_garbage() -> Iterator[None]:
-    """Spare the Trainer, which collects garbage at each start, all that was imported: most of the time of a test."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 Inject = Callable[[list[Setting], int], Counter[str]]
