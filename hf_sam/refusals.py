@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from accelerate.utils.deepspeed import HfDeepSpeedConfig  # from `utils` only where DeepSpeed is installed
 from torch import nn
 from transformers import TrainingArguments
 
@@ -84,6 +83,8 @@ def refuse_arguments(args: TrainingArguments) -> None:
         NotImplementedError: with the reason and the alternative.
     """
     if args.deepspeed:
+        from accelerate.utils.deepspeed import HfDeepSpeedConfig  # which a Trainer without DeepSpeed need not import
+
         # Its settings as the arguments have filled them in, where they have.
         refuse_settings(getattr(args, "hf_deepspeed_config", None) or HfDeepSpeedConfig(args.deepspeed))
     optim = str(getattr(args.optim, "value", args.optim))

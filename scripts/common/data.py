@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DownloadMode, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetsError
@@ -15,6 +16,9 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar
 from pyarrow import ArrowException
 
 from scripts.common.errors import HUB_ERROR, UserError, one_line
+
+if hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE"):  # datasets 3 would ask, and wait for an answer
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
 
 _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 # RuntimeError: for a data set that is a program, which `datasets` no longer runs.

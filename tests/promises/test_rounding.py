@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.report import Report
 from hf_sam.rounding import StochasticRounding
 from tests.promises.runs import differences, fingerprint, trainer_for
 
@@ -114,7 +115,6 @@ def test_a_start_with_smaller_batches_rounds_as_a_run_that_began_with_them(tmp_p
     ("rounding", "rho", "words"),
     [
         ("nearest", 1e-5, ["sam_rounding='stochastic'", "dtype=torch.float32"]),
-        ("stochastic", 1e-6, ["noise", "larger rho", "dtype=torch.float32"]),
         ("stochastic", 0.1, None),
     ],
 )
@@ -126,3 +126,17 @@ def test_the_warning_names_the_ways_out_that_are_left(
     messages = [r.getMessage() for r in caplog.records if r.name.startswith("hf_sam")]
     assert len(messages) == (words is not None)
     assert all(word in messages[0] for word in words or ())
+
+
+@pytest.mark.parametrize(("realised", "count"), [(1.0, 1), (0.4, 0)])
+def test_noise_is_warned_about_where_little_else_is_left(
+    realised: float, count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With numbers given: how many weights of a tiny model move is chance."""
+    config = SAMConfig(rho=0.05, sam_rounding="stochastic")
+    report = Report(torch.tensor(True), torch.tensor(realised), torch.tensor(1.0), torch.tensor(0.05))
+    with caplog.at_level(logging.WARNING, logger="hf_sam"):
+        trainer(tmp_path, config)._tell_realised_norm(report, config)
+    messages = [r.getMessage() for r in caplog.records if r.name.startswith("hf_sam")]
+    assert len(messages) == count
+    assert all(word in message for message in messages for word in ("noise", "larger rho", "dtype=torch.float32"))
