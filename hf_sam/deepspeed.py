@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam.report import Report
+from hf_sam.shards import is_dtensor
 from hf_sam.step import descend
 from hf_sam.variants import Variant
 
@@ -70,8 +71,11 @@ def parameters_of(model: nn.Module, optimizer: Any) -> list[Any]:
     engine = engine_of(model)
     copies = engine is not None and engine.optimizer is not engine.basic_optimizer
     groups = [] if copies or optimizer is None else optimizer.param_groups
-    # The optimizer's first: after an evaluation FSDP2's model has others, those gathered, until the next pass.
-    return [*(p for group in groups for p in group["params"]), *model.parameters()]
+    trained = [p for group in groups for p in group["params"]]
+    if any(is_dtensor(p) for p in trained):
+        # After an evaluation FSDP2's model has others, those gathered: the optimizer's order stays the same.
+        return [*trained, *model.parameters()]
+    return [*model.parameters(), *trained]
 
 
 def descend_in(
