@@ -5,8 +5,9 @@
     python scripts/bench.py --cases sam momentum --rounds 9
     python scripts/bench.py --output scripts/results/bench/cpu.json
 
-Time: all sides run through `train()` in one process, in turns; each round gives one ratio, the median is the result. A
-round times five optimizer steps, so that what happens at every fifth or in the last fifth of a run has its share.
+Time: all sides run through `train()` in one process, in turns, and each is divided by the plain run just before it; the
+median of the rounds is the result. A round times five optimizer steps, so that what happens at every fifth or in the
+last fifth of a run has its share.
 Memory: each side runs in a process of its own and reports its peak; the difference is given in copies of the weights.
 """
 
@@ -38,6 +39,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hf_sam import SAMTrainer
 from scripts.common.bench_cases import CASES
 from scripts.common.environment import environment
+
+GROUP = 3
+"""Cases that share one run of their base."""
 
 
 class StepClock(TrainerCallback):
@@ -92,16 +96,35 @@ def run_quietly(trainer: Trainer) -> None:
     trainer.train()
 
 
-def measure_time(options: argparse.Namespace, folder: str) -> dict[str, list[float]]:
-    """Return seconds per step by case, one entry a round, the sides alternating; a first step warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in options.cases}
-    turns = [names for number in range(options.rounds) for names in (options.cases[:: -1 if number % 2 else 1],)]
-    for names in track(turns, "rounds", transient=True):
-        for name in names:
-            trainer, clock = make_trainer(name, options, folder)  # not kept: only one is in memory at a time
-            run_quietly(trainer)
-            seconds[name].append((clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1))
-    return seconds
+def measure_time(options: argparse.Namespace, folder: str) -> dict[str, list[tuple[float, float]]]:
+    """Return seconds per step, of each case and of its base, one pair a round; a first step warms up.
+
+    The base runs anew before every few cases: a machine's speed wanders over the minutes that a round takes.
+    """
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in options.cases}
+    groups = in_groups(options.cases)
+    for number in track(range(options.rounds * len(groups)), "time", transient=True):
+        turn, place = divmod(number, len(groups))
+        base, names = groups[:: -1 if turn % 2 else 1][place]
+        plain = seconds_per_step(base, options, folder)
+        pairs[base].append((plain, plain))
+        for name in names[:: -1 if turn % 2 else 1]:
+            pairs[name].append((seconds_per_step(name, options, folder), plain))
+    return pairs
+
+
+def in_groups(cases: list[str]) -> list[tuple[str, list[str]]]:
+    """Return (base, a few cases of that base), for all cases; a base alone has no cases."""
+    bases = [name for name in cases if CASES[name].base == name]
+    others = {base: [name for name in cases if name != base and CASES[name].base == base] for base in bases}
+    return [(base, others[base][i : i + GROUP]) for base in bases for i in range(0, max(1, len(others[base])), GROUP)]
+
+
+def seconds_per_step(name: str, options: argparse.Namespace, folder: str) -> float:
+    """Train and return the mean time of the steps after the first."""
+    trainer, clock = make_trainer(name, options, folder)
+    run_quietly(trainer)
+    return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)
 
 
 def peak_bytes(name: str, options: argparse.Namespace, folder: str) -> tuple[int, int]:
@@ -127,16 +150,16 @@ def measure_memory(options: argparse.Namespace) -> dict[str, tuple[int, int]]:
     return found
 
 
-def summarise(seconds: dict[str, list[float]], memory: dict[str, tuple[int, int]]) -> dict[str, Any]:
+def summarise(seconds: dict[str, list[tuple[float, float]]], memory: dict[str, tuple[int, int]]) -> dict[str, Any]:
     """Return the median time ratio, its range and the extra memory, by case, each against its plain Trainer."""
     rows = {}
     for name in seconds:
         base = CASES[name].base
-        ratios = [s / plain for s, plain in zip(seconds[name], seconds[base], strict=True)]
+        ratios = [own / plain for own, plain in seconds[name]]
         peak, weights = memory[name]
         rows[name] = {
             "base": base,
-            "seconds_per_step": statistics.median(seconds[name]),
+            "seconds_per_step": statistics.median(own for own, _ in seconds[name]),
             "time_ratio": statistics.median(ratios),
             "time_ratio_range": [min(ratios), max(ratios)],
             "peak_bytes": peak,
