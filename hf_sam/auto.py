@@ -1,77 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which radius needs no tuning? As large as the weights along the direction allow, as far as training has got."""
+"""Which radius needs no tuning? One that lets the loss rise by a share that depends on how far training has got."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_sam.moment import Moment
-from hf_sam.numerics import accumulation_dtype, inner, laid_out_as, pieces, totals
+from hf_sam.numerics import accumulation_dtype, global_norm, inner, laid_out_as, pieces, totals
 from hf_sam.radius import Radius
 from hf_sam.variants.base import Length
 
 ETA = 0.01
 """Added to |w|, as in ASAM, so that weights of zero count a little."""
 PATIENCE = 20
-"""Most plain steps at the beginning of a run."""
+"""Most plain steps at the beginning of a run; a third of a shorter one."""
+IDLE = 0.01
+"""Where r (1 - r) is below this there is nothing to gain, and steps are plain ones."""
+CHECK = 10
+"""Steps from one look at whether there is to the next. Looking waits for the device."""
 
 
 class Auto(Radius):
-    """`rho="auto"`: rho = strength * p * ||T v|| / ||v||, for a direction v (the gradient, or the momentum).
+    """`rho="auto"`: how much there is to gain, from the losses; subclasses turn that into a length.
 
-    Two measurements, no tuning:
-
-    - ||T v|| / ||v||, with ASAM's T = |w| + 0.01 on matrices and 1 on vectors (Kwon et al. 2021), is the size of the
-      weights along the direction. With strength 1 the loss rises, to first order, by what ASAM's would at its rho = 1.
-      It makes one number fit models of any size and scale, and adapters. Directions that are measured in the weights'
-      own scale (ASAM) take 1 instead.
-    - p = (4 r (1 - r))^2 with r = L / L_0 in [0, 1] says how much there is to gain: L is the running mean of the loss,
-      L_0 its mean over the first steps (PATIENCE of them, or a tenth of a short run), which are plain steps. While
-      nothing is learnt (r = 1) there is no perturbation, so that a plateau is left as the plain Trainer leaves it; a
-      perturbation that keeps the model from learning lets the loss rise again and with it shrinks itself. Where the
-      data can be learnt to the end (r = 0), perturbations end too; where a part of the loss stays, as with wrong
-      labels, they stay with it.
+    r = L / L_0 in [0, 1] says how far training has got: L is the running mean of the loss, L_0 its mean over the first
+    steps, which are plain steps. L is taken one standard error of its noise too high, so that luck does not pass for
+    progress. While nothing is learnt (r = 1) there is no perturbation: a plateau is left as the plain Trainer leaves
+    it, and a perturbation that keeps the model from learning lets the loss rise again and with it shrinks itself.
+    Where the data can be learnt to the end (r = 0), perturbations end too; where a part of the loss stays, as with
+    wrong labels, they stay with it. In both cases the step is a plain one again, at a plain step's cost.
 
     Args:
-        strength: how far, in sizes of the weights, > 0; the direction's own by default.
-        scale_free: whether the direction's rho is in sizes of the weights already.
+        strength: a factor, > 0; the direction's own by default.
+        scale_free: whether the direction's rho is measured in sizes of the weights, as ASAM's is.
         smoothing: weight of the past in the running mean of the loss, in [0, 1).
     """
 
     needs_gradient = True
     needs_loss = True
-    for_one_pass = True
 
-    def __init__(
-        self,
-        strength: float = 1.0,
-        *,
-        scale_free: bool = False,
-        smoothing: float = 0.95,
-    ) -> None:
+    def __init__(self, strength: float = 1.0, *, scale_free: bool = False, smoothing: float = 0.95) -> None:
         self.strength, self.scale_free = strength, scale_free
         self.smoothing = smoothing
-        self._steps, self._patience = 0, PATIENCE
-        self._losses = torch.zeros(2)  # L_0 and L; while L_0 is being measured, the sum and number of finite losses
+        self._steps, self._patience, self._idle = 0, PATIENCE, False
+        # L_0, L and the noise of L; while L_0 is being measured, the number, mean and squares of finite losses.
+        self._losses = torch.zeros(3)
 
     def at(self, moment: Moment) -> Length:
-        """Return strength * p, in sizes of the weights; the number 0 for the first steps."""
+        """Return what `length` makes of L and r; the number 0 for the first steps and where nothing is to be gained."""
         if moment.steps and self._steps < self._patience:
             # A gate that was closed so far has kept the length of the run from being known: no fewer than were counted.
-            self._patience = max(self._steps + 1, min(PATIENCE, moment.steps // 10))
-        if self._steps < self._patience:
+            self._patience = max(self._steps + 1, min(PATIENCE, moment.steps // 3))
+        if self._idle or self._steps < self._patience:
             return 0.0
-        first, now = self._losses.unbind()
-        left = (now / first).nan_to_num(nan=1.0).clamp(0, 1)
-        return torch.where(first > 0, self.strength * (4 * left * (1 - left)).square(), 0.0)
+        return self.strength * self.length(self._losses[1], self._left())
 
-    def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
-        """Return rho; only the direction of `grads` counts."""
-        length = torch.as_tensor(self.at(Moment()))
-        return length if self.scale_free else length.to(grads[0].device) * size_along(params, grads)
+    @abstractmethod
+    def length(self, loss: Tensor, left: Tensor) -> Tensor:
+        """Return the length for L and r, 0-dim, not yet in the weights' units."""
 
     def observe(self, loss: Tensor, rise: Tensor | None) -> None:
         """Take in the loss of a step; one that is not finite is passed over."""
@@ -79,19 +69,40 @@ class Auto(Radius):
         loss = loss.detach().float()
         self._losses = self._losses.to(loss.device)
         good = torch.isfinite(loss)
-        if self._steps < self._patience:
-            self._losses = self._losses + torch.stack([torch.where(good, loss, 0.0), good.float()])
-            if self._steps == self._patience - 1:
-                self._losses = (self._losses[0] / self._losses[1]).repeat(2)
-        else:
-            first, now = self._losses.unbind()
-            mean = now * self.smoothing + loss * (1 - self.smoothing)
-            self._losses = torch.stack([first, torch.where(good, mean, now)])
+        step = self._first if self._steps < self._patience else self._later
+        self._losses = torch.where(good, step(loss), self._losses)
         self._steps += 1
+        if self._steps == self._patience:
+            self._losses = self._known()
+        if self._steps > self._patience and (self._steps - self._patience) % CHECK == 0:
+            left = self._left()
+            self._idle = bool(left * (1 - left) < IDLE)
+
+    def _first(self, loss: Tensor) -> Tensor:
+        """Return number, mean and sum of squared deviations with one loss more (Welford 1962)."""
+        number, mean, squares = self._losses.unbind()
+        new = mean + (loss - mean) / (number + 1)
+        return torch.stack([number + 1, new, squares + (loss - mean) * (loss - new)])
+
+    def _known(self) -> Tensor:
+        """Return L_0, L, which begins there, and the standard error of L - L_0 where the loss does not fall."""
+        number, mean, squares = self._losses.unbind()
+        of_means = 1 / number + (1 - self.smoothing) / (1 + self.smoothing)
+        return torch.stack([mean, mean, (squares / (number - 1).clamp(min=1) * of_means).sqrt()])
+
+    def _later(self, loss: Tensor) -> Tensor:
+        first, now, noise = self._losses.unbind()
+        return torch.stack([first, now * self.smoothing + loss * (1 - self.smoothing), noise])
+
+    def _left(self) -> Tensor:
+        """Return r; 1, where nothing is to be perturbed, if the first losses are none that can fall."""
+        first, now, noise = self._losses.unbind()
+        left = ((now + noise) / first).nan_to_num(nan=1.0).clamp(0, 1)
+        return torch.where(first > 0, left, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of steps, how many of them were the first ones, and the losses."""
-        return {"steps": self._steps, "patience": self._patience, "losses": self._losses}
+        """Return the number of steps, how many of them were the first ones, whether it rests, and the losses."""
+        return {"steps": self._steps, "patience": self._patience, "idle": self._idle, "losses": self._losses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
@@ -99,8 +110,52 @@ class Auto(Radius):
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ValueError(f"the state of rho='auto' has no whole number {name!r} >= 0, but {value!r}")
-        self._losses = checked_tensor(state, "losses", (2,))
-        self._steps, self._patience = int(state["steps"]), int(state["patience"])
+        if not isinstance(state.get("idle"), bool):
+            raise ValueError(f"the state of rho='auto' has no 'idle' that is true or false, but {state.get('idle')!r}")
+        self._losses = checked_tensor(state, "losses", (3,))
+        self._steps, self._patience, self._idle = int(state["steps"]), int(state["patience"]), state["idle"]
+
+
+class AutoRise(Auto):
+    """For directions that know the clean gradient g: rho = strength * r (1 - r) * L / ||g||.
+
+    To first order the loss rises by the share r (1 - r) of itself: a quarter at most, half way. The rise is in units of
+    the loss, so one number fits models of any size and scale, and adapters. For a direction whose rho is in sizes of
+    the weights the norm is ||T g||, with ASAM's T = |w| + 0.01 on matrices and 1 on vectors.
+    """
+
+    uses_loss_scale = True
+    for_one_pass = False
+
+    def length(self, loss: Tensor, left: Tensor) -> Tensor:
+        """Return r (1 - r) * L, the rise that is asked for."""
+        return left * (1 - left) * loss
+
+    def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
+        """Return the rise divided by the norm of g without its loss scale."""
+        norm = global_norm(grads, params)
+        if self.scale_free:
+            norm = norm * size_along(params, grads)
+        return torch.as_tensor(self.at(Moment())).to(norm.device) * loss_scale / norm
+
+
+class AutoSize(Auto):
+    """For directions known before the gradient is: rho = strength * (4 r (1 - r))^2 * ||T v|| / ||v||.
+
+    v is the direction (the momentum), and ||T v|| / ||v||, with T as ASAM's (|w| + 0.01 on matrices, 1 on vectors), the
+    size of the weights along it. L is the loss at the perturbed weights, the only one there is. Directions whose rho is
+    in such units already take 1 instead.
+    """
+
+    def length(self, loss: Tensor, left: Tensor) -> Tensor:
+        """Return (4 r (1 - r))^2, in sizes of the weights."""
+        del loss
+        return (4 * left * (1 - left)).square()
+
+    def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
+        """Return rho; only the direction of `grads` counts."""
+        length = torch.as_tensor(self.at(Moment()))
+        return length if self.scale_free else length.to(grads[0].device) * size_along(params, grads)
 
 
 @torch.no_grad()

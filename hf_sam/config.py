@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from hf_sam.auto import Auto
+from hf_sam.auto import AutoRise, AutoSize
 from hf_sam.checks import check_number, checked_choice, parsed_kwargs
 from hf_sam.combinations import refuse_combinations
 from hf_sam.controllers import SCHEDULES, make_radius
@@ -217,7 +217,8 @@ def radius_of(config: SAMConfig) -> Radius:
     """Return a new instance of the radius that `config` describes."""
     if config.rho == AUTO:
         direction = variant_of(config)
-        return Auto(direction.auto_strength, scale_free=direction.scale_free)
+        kind = AutoRise if direction.passes == "two" else AutoSize
+        return kind(direction.auto_strength, scale_free=direction.scale_free)
     return make_radius(float(config.rho or 0.0), config.rho_schedule, _mapping(config.rho_schedule_kwargs))
 
 

@@ -120,7 +120,7 @@ class RunsPasses(AscentPasses):
             evaluate,
             params,
             policy.direction,
-            rho=policy.length(plan),
+            rho=policy.length(plan, count if config.sam_scope == "micro_batch" else 1),
             onto=earlier,
             comparable=comparable,
             rounding=self._sam_rounding(config),

@@ -101,11 +101,17 @@ class Policy:
             return Plan("reuse", rho, moment)
         return Plan(self.direction.passes, rho, moment)
 
-    def length(self, plan: Plan) -> Length | LengthOf:
-        """Return the radius of a planned step, or what computes it from the clean gradient."""
+    def length(self, plan: Plan, parts: float = 1) -> Length | LengthOf:
+        """Return the radius of a planned step, or what computes it from the clean gradient.
+
+        Args:
+            plan: of the step.
+            parts: the number of micro-batches whose gradients add up to the step's, where each has a perturbation of
+                its own: the gradient of one is then that of a part of the loss.
+        """
         if not self.radius.needs_gradient:
             return plan.rho
-        radius, scale = self.radius, self.direction.loss_scale
+        radius, scale = self.radius, self.direction.loss_scale / parts
         return lambda params, grads: radius.from_gradient(params, grads, scale)
 
     def state_dict(self) -> dict[str, Any]:

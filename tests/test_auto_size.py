@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is rho="auto" in sizes of the weights along the direction, whatever their dtypes and shapes?"""
+"""Is rho="auto" in the units of its direction, whatever the dtypes and shapes of the weights?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import SAMConfig, numerics
-from hf_sam.auto import ETA, PATIENCE, Auto, size_along
+from hf_sam.auto import CHECK, ETA, PATIENCE, Auto, AutoRise, AutoSize, size_along
 from hf_sam.moment import Moment
 from hf_sam.numerics import dot, snapshot
 from hf_sam.policy import Policy
@@ -93,60 +93,77 @@ def test_a_direction_that_leads_nowhere_has_no_size(bad: float) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # The radius
 # ----------------------------------------------------------------------------------------------------------------------
+LOSS = 1.4
+RISE = 0.25 * LOSS
+"""What is asked for half way, with strength 1."""
+
+
 def half_way(radius: Auto) -> Auto:
-    """Bring it to half of the first loss, where the length is the whole strength."""
-    radius.load_state_dict({"steps": PATIENCE, "patience": PATIENCE, "losses": torch.tensor([2.0, 1.0])})
+    """Bring it to half of the first loss, where AutoSize has its whole strength."""
+    losses = torch.tensor([2 * LOSS, LOSS, 0.0])
+    radius.load_state_dict({"steps": PATIENCE, "patience": PATIENCE, "idle": False, "losses": losses})
     return radius
 
 
-def test_the_radius_is_the_length_in_those_sizes() -> None:
-    w, g = drawn(SHAPES, DTYPES[:1], 1), drawn(SHAPES, DTYPES[:1], 2)
+def test_the_radius_is_the_length_in_sizes_of_the_weights() -> None:
+    w, v = drawn(SHAPES, DTYPES[:1], 1), drawn(SHAPES, DTYPES[:1], 2)
     for loss_scale in (1.0, 1024.0, torch.tensor(1024.0)):
-        rho = half_way(Auto(3.0)).from_gradient(w, [x * float(loss_scale) for x in g], loss_scale)
-        assert rho.item() == pytest.approx(3 * expected_size(w, g), rel=1e-6)
+        rho = half_way(AutoSize(3.0)).from_gradient(w, [x * float(loss_scale) for x in v], loss_scale)
+        assert rho.item() == pytest.approx(3 * expected_size(w, v), rel=1e-6)
+    assert half_way(AutoSize(0.7, scale_free=True)).from_gradient(w, v, 1.0).item() == pytest.approx(0.7, rel=1e-6)
 
 
-def test_a_scale_free_direction_takes_the_length_itself() -> None:
-    w, g = drawn(SHAPES, DTYPES[:1], 1), drawn(SHAPES, DTYPES[:1], 2)
-    assert half_way(Auto(0.7, scale_free=True)).from_gradient(w, g, 1.0).item() == pytest.approx(0.7, rel=1e-6)
-
-
-def test_to_first_order_the_loss_rises_as_with_asam() -> None:
-    """<g, epsilon> of SAM at this radius is that of ASAM at its own, both with strength 1."""
+@pytest.mark.parametrize("variant", ["sam", "asam", "gsam"])
+@pytest.mark.parametrize("loss_scale", [1.0, 1024.0, torch.tensor(1024.0)])
+def test_to_first_order_the_loss_rises_by_what_is_asked_for(variant: str, loss_scale: float | Tensor) -> None:
+    """<g, epsilon>, without the loss scale, in any direction's units."""
     w, g = [nn.Parameter(x) for x in drawn(SHAPES, DTYPES[:1], 1)], drawn(SHAPES, DTYPES[:1], 2)
-    rises = []
-    for variant in ("sam", "asam"):
-        rho = half_way(Auto(scale_free=variant == "asam")).from_gradient(w, g, 1.0)
-        rises.append(dot(g, make_variant(variant).ascend(w, snapshot(g), rho).epsilon).item())
-    assert rises[0] == pytest.approx(rises[1], rel=1e-6)
-    assert rises[0] > 0
+    scaled = [x * float(loss_scale) for x in g]
+    rho = half_way(AutoRise(2.0, scale_free=variant == "asam")).from_gradient(w, scaled, loss_scale)
+    rise = dot(g, make_variant(variant).ascend(w, snapshot(g), rho).epsilon).item()
+    assert rise == pytest.approx(2 * RISE, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
 def test_a_gradient_that_leads_nowhere_moves_nothing(bad: float) -> None:
     w, g = drawn(SHAPES, DTYPES[:1], 1), [x * bad for x in drawn(SHAPES, DTYPES[:1], 2)]
-    ascent = make_variant("sam").ascend(w, g, half_way(Auto()).from_gradient(w, g, 1.0))
+    ascent = make_variant("sam").ascend(w, g, half_way(AutoRise()).from_gradient(w, g, 1.0))
     assert not ascent.usable
     assert all((e == 0).all() for e in ascent.epsilon)
 
 
 @pytest.mark.parametrize("variant", ["sam", "asam", "momentum", "random"])
-def test_a_run_takes_its_directions_strength_and_scale(variant: str) -> None:
+def test_a_run_takes_its_directions_strength_and_units(variant: str) -> None:
     policy = Policy(SAMConfig(rho="auto", sam_variant=variant, sam_start=0.0))
     half_way(policy.radius)
     plan = policy.plan(Moment(step=30, steps=300))
     w, v = drawn(SHAPES, DTYPES[:1], 1), drawn(SHAPES, DTYPES[:1], 2)
-    size = 1.0 if variant == "asam" else expected_size(w, v)
-    strength = policy.direction.auto_strength
-    assert policy.length(plan)(w, v).item() == pytest.approx(strength * size, rel=1e-6)
+    norm, size = math.sqrt(dot(v, v).item()), expected_size(w, v)
+    rise = {"sam": RISE / norm, "asam": RISE / (norm * size)}
+    expected = rise[variant] if variant in rise else policy.direction.auto_strength * size
+    assert policy.length(plan)(w, v).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_nothing_is_read_from_the_device() -> None:
+def test_a_part_of_the_loss_is_to_rise_by_its_part() -> None:
+    """The gradient of one of four micro-batches is about a quarter as long, and the radius the same."""
+    policy = Policy(SAMConfig(rho="auto", sam_scope="micro_batch"))
+    half_way(policy.radius)
+    plan = policy.plan(Moment(step=30, steps=300))
+    w, g = drawn(SHAPES, DTYPES[:1], 1), drawn(SHAPES, DTYPES[:1], 2)
+    whole = policy.length(plan)(w, g).item()
+    assert policy.length(plan, 4)(w, [x / 4 for x in g]).item() == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AutoRise, AutoSize])
+def test_the_device_is_waited_for_only_to_look_whether_to_rest(kind: type[Auto]) -> None:
     """A tensor on meta has no values to be read; whoever tries fails."""
     w, g = ([x.to("meta") for x in drawn(SHAPES, DTYPES, seed)] for seed in (1, 2))
-    radius = Auto()
-    for t in range(PATIENCE + 2):
-        length = radius.at(Moment(step=t, steps=1000))
+    radius = half_way(kind())
+    for _ in range(CHECK - 1):
         radius.observe(torch.ones((), device="meta"), None)
+    length = radius.at(Moment(step=PATIENCE + CHECK, steps=1000))
+    assert isinstance(length, Tensor)
     assert length.is_meta
     assert radius.from_gradient(w, g, 1.0).is_meta
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        radius.observe(torch.ones((), device="meta"), None)

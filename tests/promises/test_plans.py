@@ -278,8 +278,8 @@ def test_target_ascent_moves_the_radius_towards_its_target(tmp_path: Path) -> No
     assert all(share == pytest.approx(0.02, rel=0.02) for share in shares[-5:])
 
 
-@pytest.mark.parametrize("direction", ["momentum", "random", "sam"])
-def test_auto_is_in_sizes_of_the_weights_for_every_direction(
+@pytest.mark.parametrize("direction", ["momentum", "random"])
+def test_auto_is_in_sizes_of_the_weights_without_a_gradient(
     direction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """||T v|| / ||v|| is between the least and the largest |w| + 0.01 of the weights that move."""
@@ -295,10 +295,26 @@ def test_auto_is_in_sizes_of_the_weights_for_every_direction(
     assert all(0.25 * typical < rho < 1.5 * (typical + 0.01) for rho in radii)
 
 
-def test_loss_budget_has_the_first_order_rise_that_was_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scope", ["batch", "micro_batch"])
+@pytest.mark.parametrize("direction", ["sam", "asam"])
+def test_auto_has_the_rise_that_it_asks_for(
+    direction: str, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Auto, "at", lambda self, moment: torch.tensor(2e-5))
+    sam = SAMConfig(sam_variant=direction, rho="auto", sam_scope=scope)
+    settings = {"max_steps": 3, "prepare": without_dropout, "learning_rate": 1e-5, "per_device_train_batch_size": 13}
+    trainer = trainer_for("bert", tmp_path, sam=sam, gradient_accumulation_steps=2, **settings)
+    trainer.train()
+    for log in training_logs(trainer):
+        assert log["sam/sharpness"] == pytest.approx(2e-5, rel=0.1)
+
+
+@pytest.mark.parametrize(("scope", "accumulation"), [("batch", 1), ("batch", 2), ("micro_batch", 2)])
+def test_loss_budget_has_the_first_order_rise_that_was_asked_for(scope: str, accumulation: int, tmp_path: Path) -> None:
     schedule = {"rho_schedule": "loss_budget", "rho_schedule_kwargs": {"sigma": 1e-3}}
-    sam = SAMConfig(rho=10.0, **schedule)
-    settings = {"max_steps": 3, "prepare": without_dropout, "learning_rate": 1e-5, "per_device_train_batch_size": 26}
+    sam = SAMConfig(rho=10.0, sam_scope=scope, **schedule)
+    settings = {"max_steps": 3, "prepare": without_dropout, "learning_rate": 1e-5}
+    settings |= {"per_device_train_batch_size": 26 // accumulation, "gradient_accumulation_steps": accumulation}
     trainer = trainer_for("bert", tmp_path, sam=sam, **settings)
     trainer.train()
     for log in training_logs(trainer):

@@ -56,15 +56,14 @@ def test_target_ascent_holds_its_target(target: float, run: Run, real_data: Path
     assert share == pytest.approx(target, rel=0.5)  # of a loss that falls meanwhile; a fixed rho ends above 0.5
 
 
-SLOWED = "sixty steps are too few for rho='auto' to tell noise in the loss from progress: 54 % against 70 % without SAM"
-
-
-@pytest.mark.parametrize(
-    "settings", [pytest.param(("sam",), marks=pytest.mark.xfail(reason=SLOWED)), ("momentum",)], ids=str
-)
-def test_rho_auto_lets_minilm_learn(settings: tuple[object, ...], run: Run, real_data: Path, tmp_path: Path) -> None:
-    files = real_data / "glue" / "sst2"
-    status, errors = run(*minilm("sst2", files, tmp_path / "out"), "--rho", "auto", "--sam_variant", *settings)
-    assert status == 0, errors
-    results = json.loads((tmp_path / "out" / "all_results.json").read_text(encoding="utf-8"))
-    assert results["eval_accuracy"] > 0.6
+def test_rho_auto_is_harmless_in_a_short_run(run: Run, real_data: Path, tmp_path: Path) -> None:
+    """Sixty steps, of which the first thirty are a plateau that a perturbation would prolong."""
+    accuracies = {}
+    for variant in ("none", "sam", "momentum"):
+        radius = () if variant == "none" else ("--rho", "auto")
+        command = minilm("sst2", real_data / "glue" / "sst2", tmp_path / variant)
+        status, errors = run(*command, "--sam_variant", variant, *radius)
+        assert status == 0, errors
+        results = json.loads((tmp_path / variant / "all_results.json").read_text(encoding="utf-8"))
+        accuracies[variant] = results["eval_accuracy"]
+    assert min(accuracies.values()) > accuracies["none"] - 0.05, accuracies
