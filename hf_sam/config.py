@@ -232,9 +232,13 @@ def checked_rho(rho: Any, argument: str) -> float:
     """Return `rho` as a float; raise, naming `argument`, unless it is a finite number >= 0."""
     if isinstance(rho, bool) or not isinstance(rho, Real):
         raise TypeError(f"`{argument}` must be a number >= 0, got {rho!r}.")
-    if not math.isfinite(rho) or rho < 0:
+    try:
+        number = float(rho)
+    except OverflowError:  # a whole number beyond all floats
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
         raise ValueError(f"`{argument}` must be a finite number >= 0, got {rho!r}.")
-    return float(rho)
+    return number
 
 
 def _as_number(value: Any) -> Any:

@@ -49,7 +49,7 @@ def sharpness_aware_grad(
             Gradients from before the call are dropped. Parameters sharded with `fully_shard` (FSDP2) are whole to rho;
             those of FullyShardedDataParallel (FSDP1) cannot be recognised here.
         rho: radius, a Euclidean norm over all parameters, >= 0.
-        variant: a name ("sam", "asam") or an instance, which may keep state between calls.
+        variant: a name ("sam", "asam"), or an instance, which directions that keep gradients between calls have to be.
         variant_kwargs: options for a variant given by name.
         buffers: tensors that a forward pass changes (`model.buffers()`, for batch normalisation): the second pass
             starts from what the first one started from, and leaves them as the first one did.
@@ -81,7 +81,7 @@ def sharpness_aware_grad(
         >>> optimizer.step()
     """
     direction = _as_variant(variant, variant_kwargs)
-    if moment is not None and direction.every > 1 and direction is not variant:
+    if direction.remembers and direction is not variant:
         raise ValueError(
             f"`variant={variant!r}` takes up what an earlier step left, and a name makes a new one each time: make it "
             f"once, before the loop, with hf_sam.VARIANTS[{variant!r}](...), and give that."

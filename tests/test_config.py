@@ -20,6 +20,7 @@ BAD = [
     ({"rho": -0.1}, ValueError, "`SAMConfig(rho=...)` must be a finite number >= 0, got -0.1."),
     ({"rho": float("nan")}, ValueError, "`SAMConfig(rho=...)` must be a finite number >= 0, got nan."),
     ({"rho": float("inf")}, ValueError, "`SAMConfig(rho=...)` must be a finite number >= 0, got inf."),
+    ({"rho": 10**400}, ValueError, "`SAMConfig(rho=...)` must be a finite number >= 0, got 1000"),
     ({"rho": "large"}, TypeError, "`SAMConfig(rho=...)` must be a number >= 0, got 'large'."),
     ({"rho": True}, TypeError, "`SAMConfig(rho=...)` must be a number >= 0, got True."),
     ({"rho": [0.05]}, TypeError, "`SAMConfig(rho=...)` must be a number >= 0, got [0.05]."),

@@ -253,7 +253,7 @@ def test_a_step_restores_the_weights_and_changes_the_gradient(name: str, options
     square_closure(model, x)()
     before, clean = bits(model.parameters()), snapshot([p.grad for p in model.parameters()])
     names = model.named_parameters()
-    sharpness_aware_grad(square_closure(model, x), names, rho=RHO, variant=name, variant_kwargs=options)
+    sharpness_aware_grad(square_closure(model, x), names, rho=RHO, variant=make_variant(name, options))
     assert same_bits(bits(model.parameters()), before)
     assert relative_error([p.grad for p in model.parameters()], clean) > 1e-3
 

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does rho="auto" find what a search over rho finds? A table and a picture from the lines that grid.py wrote.
+
+    python scripts/grid_report.py scripts/grids/rho_auto.yaml scripts/results/rho_auto/runs.jsonl --plot auto.png
+
+Methods are called "DIRECTION RHO"; any other name, such as "adamw", is a baseline. Numbers are means and standard
+deviations over seeds, in % of the evaluation set. "auto - best" compares, seed by seed, with the fixed radius whose
+mean is highest on the same examples: choosing it there flatters it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# `python scripts/grid_report.py` puts scripts/ on the path, the imports below need the folder above it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.common.errors import UserError
+from scripts.common.grids import Grid, read_grid
+from scripts.grid import read_rows
+
+Scores = dict[int, float]
+"""Accuracy in % by seed."""
+Results = dict[str, dict[str, Scores]]
+"""By task and method."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table as Markdown, and draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", type=Path, help="the YAML file")
+    parser.add_argument("runs", type=Path, help="the JSON lines")
+    parser.add_argument("--plot", type=Path, help="write the picture to this file")
+    options = parser.parse_args(argv)
+    try:
+        grid = read_grid(options.grid, Path())
+        results = results_of(grid, read_rows(options.runs))
+        print("\n".join(table(grid, results)))
+        if options.plot:
+            from scripts.common.grid_plot import draw  # matplotlib only where there is something to draw
+
+            draw(grid.titles, results, options.plot)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def results_of(grid: Grid, rows: list[dict[str, Any]]) -> Results:
+    """Return the accuracies, in the grid's order; what has no run yet is left out.
+
+    Raises:
+        UserError: if nothing was run.
+    """
+    found: Results = {}
+    for task in grid.tasks:
+        for method in grid.methods:
+            chosen = {r["seed"]: 100 * r["eval_accuracy"] for r in rows if (r["task"], r["method"]) == (task, method)}
+            if chosen:
+                found.setdefault(task, {})[method] = dict(sorted(chosen.items()))
+    if not found:
+        raise UserError("none of the grid's runs is there: run scripts/grid.py first.")
+    return found
+
+
+def table(grid: Grid, results: Results) -> list[str]:
+    """Return the lines of a Markdown table: a method per line, a task per column."""
+    lines = ["| method | " + " | ".join(grid.titles[task] for task in results) + " |"]
+    lines.append("|---" * (len(results) + 1) + "|")
+    for method in sorted(grid.methods, key=in_order):
+        lines.append(f"| {method} | " + " | ".join(mean_and_spread(r.get(method, {})) for r in results.values()) + " |")
+    for direction in directions(list(grid.methods)):
+        cells = [difference(scores, direction) for scores in results.values()]
+        lines.append(f"| {direction}: auto - best | " + " | ".join(cells) + " |")
+    return lines
+
+
+def in_order(method: str) -> tuple[str, float]:
+    """Sort baselines first, then each direction by radius, auto at its end."""
+    direction, rho = split(method)
+    return ("" if rho is None else direction, math.inf if rho in (None, "auto") else float(rho))
+
+
+def split(method: str) -> tuple[str, str | None]:
+    """Return direction and radius; no radius for a baseline."""
+    direction, space, rho = method.rpartition(" ")
+    return (direction, rho) if space else (method, None)
+
+
+def directions(methods: list[str]) -> list[str]:
+    """Return the directions that have an auto."""
+    return [split(method)[0] for method in methods if split(method)[1] == "auto"]
+
+
+def best(scores: dict[str, Scores], direction: str) -> str | None:
+    """Return the fixed radius's method with the highest mean, among those with the most seeds."""
+    fixed = [m for m in scores if split(m)[0] == direction and split(m)[1] not in (None, "auto")]
+    return max(fixed, key=lambda m: (len(scores[m]), statistics.mean(scores[m].values())), default=None)
+
+
+def difference(scores: dict[str, Scores], direction: str) -> str:
+    """Return the mean difference over the seeds that both have, and its standard error."""
+    auto, other = scores.get(f"{direction} auto", {}), scores.get(best(scores, direction) or "", {})
+    pairs = [auto[seed] - other[seed] for seed in auto if seed in other]
+    if not pairs:
+        return ""
+    error = f" ± {statistics.stdev(pairs) / math.sqrt(len(pairs)):.1f}" if len(pairs) > 1 else ""
+    return f"{statistics.mean(pairs):+.1f}{error} ({split(best(scores, direction) or '')[1]})"
+
+
+def mean_and_spread(scores: Scores) -> str:
+    """Return a cell; the number of seeds where it is not three."""
+    if not scores:
+        return ""
+    spread = f" ± {statistics.stdev(scores.values()):.1f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores.values()):.1f}{spread}" + ("" if len(scores) == 3 else f" (n = {len(scores)})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
