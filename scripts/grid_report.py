@@ -3,9 +3,9 @@
 
     python scripts/grid_report.py scripts/grids/rho_auto.yaml scripts/results/rho_auto/runs.jsonl --plot auto.png
 
-Methods are called "DIRECTION RHO"; any other name, such as "adamw", is a baseline. Numbers are means and standard
-deviations over seeds, in % of the evaluation set. "auto - best" compares, seed by seed, with the fixed radius whose
-mean is highest on the same examples: choosing it there flatters it.
+Methods are called "DIRECTION RHO"; any other name is not drawn, but for the first, the baseline. Numbers are means and
+standard deviations over seeds, in % of the evaluation set. "auto - best" compares, seed by seed, with the fixed radius
+whose mean is highest on the same examples: choosing it there flatters it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("datasets")
 
+from hf_sam import SAMConfig
 from scripts import grid
 from scripts.common.errors import UserError
 from scripts.common.grids import read_grid
@@ -122,3 +123,11 @@ def test_the_grids_that_are_shipped_can_be_read(tmp_path: Path) -> None:
     assert paths
     for path in paths:
         assert set(read_grid(path, tmp_path).titles) > set(read_grid(path).titles)
+
+
+def test_the_grid_of_radii_has_the_presets() -> None:
+    methods = read_grid(Path(grid.__file__).parent / "grids" / "rho_auto.yaml").methods
+    names = {"full": "sam auto", "free": "momentum auto", "fast": "fast"}
+    assert {name: SAMConfig(**methods[method]) for name, method in names.items()} == {
+        name: SAMConfig.preset(name) for name in names
+    }
