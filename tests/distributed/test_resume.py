@@ -25,11 +25,18 @@ ENGINES: dict[str, dict[str, Any]] = {
 LAYERS = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "transformer_layer_cls_to_wrap": ["ViTLayer"]}
 VIT = {"fsdp2, layers": {"fsdp": True, "fsdp_config": {"version": 2, "state_dict_type": "FULL_STATE_DICT", **LAYERS}}}
 MEMORY = {"rho": 0.2, "sam_variant": "remembering"}
+LOOK = {"rho": 0.2, "sam_variant": "looksam", "sam_variant_kwargs": {"k": 3}}
 CASES = {
     **{f"{engine} sam": (engine, {"rho": 0.2}) for engine in ENGINES},
     **{f"ddp {scope}": ("ddp", {**MEMORY, "sam_scope": scope}) for scope in ("batch", "device", "micro_batch")},
     "fsdp2, full remembering": ("fsdp2, full", MEMORY),
     "fsdp2, sharded remembering": ("fsdp2, sharded", MEMORY),
+    "ddp looksam": ("ddp", LOOK),
+    "fsdp2, sharded looksam": ("fsdp2, sharded", LOOK),
+    "ddp friendly": ("ddp", {"rho": 0.2, "sam_variant": "friendly"}),
+    "fsdp2, full friendly": ("fsdp2, full", {"rho": 0.2, "sam_variant": "friendly"}),
+    "ddp auto": ("ddp", {"rho": "auto"}),
+    "fsdp2, sharded auto": ("fsdp2, sharded", {"rho": "auto"}),
     # Tensors that have other names in files than in memory (hf_sam.reload).
     "vit ddp": ("ddp", {"rho": 0.2}),
     "vit fsdp2, layers": ("fsdp2, layers", {"rho": 0.2}),
