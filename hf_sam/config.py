@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 from hf_sam.auto import AutoRise, AutoSize
@@ -189,7 +187,8 @@ class SAMConfig:
     def _check_numbers(self) -> None:
         default = VARIANTS[self.sam_variant].default_rho if self.sam_variant != PLAIN else 0.0
         if self.rho != AUTO:
-            self.rho = checked_rho(default if self.rho is None else _as_number(self.rho), "SAMConfig(rho=...)")
+            given = default if self.rho is None else _as_number(self.rho)
+            self.rho = check_number("SAMConfig", "rho", given, least=0)
         if self.sam_start is not None and self.sam_start != WARMUP:
             self.sam_start = check_number("SAMConfig", "sam_start", _as_number(self.sam_start), least=0, most=1)
         self.sam_stop = check_number("SAMConfig", "sam_stop", self.sam_stop, above=0, most=1)
@@ -226,19 +225,6 @@ def gate_of(config: SAMConfig, direction: Variant) -> Gate:
     """Return the gate that `config` describes for this direction."""
     start = config.sam_start if config.sam_start is not None else (WARMUP if direction.off_in_warmup else 0.0)
     return Gate(start, config.sam_stop, config.sam_every)
-
-
-def checked_rho(rho: Any, argument: str) -> float:
-    """Return `rho` as a float; raise, naming `argument`, unless it is a finite number >= 0."""
-    if isinstance(rho, bool) or not isinstance(rho, Real):
-        raise TypeError(f"`{argument}` must be a number >= 0, got {rho!r}.")
-    try:
-        number = float(rho)
-    except OverflowError:  # a whole number beyond all floats
-        number = math.inf
-    if not math.isfinite(number) or number < 0:
-        raise ValueError(f"`{argument}` must be a finite number >= 0, got {rho!r}.")
-    return number
 
 
 def _as_number(value: Any) -> Any:

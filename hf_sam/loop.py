@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_sam.ahead import evaluate_ahead
-from hf_sam.checks import checked_choice
-from hf_sam.config import ROUNDINGS, checked_rho
+from hf_sam.checks import check_number, checked_choice
+from hf_sam.config import ROUNDINGS
 from hf_sam.layers import RandomState, devices_of
 from hf_sam.moment import Moment
 from hf_sam.numerics import restore_, snapshot
@@ -87,7 +87,7 @@ def sharpness_aware_grad(
             f"once, before the loop, with hf_sam.VARIANTS[{variant!r}](...), and give that."
         )
     params = _trainable(parameters, direction)
-    rho = checked_rho(rho, "sharpness_aware_grad(rho=...)")
+    rho = check_number("sharpness_aware_grad", "rho", rho, least=0)
     rounded = _as_rounding(rounding)
     kept = list(buffers)
     set_gradients(params, [None] * len(params))
