@@ -56,6 +56,12 @@ def check_number(
     return number
 
 
+def check_count(where: str, name: str, value: Any) -> None:
+    """Raise unless `value` is a whole number >= 1; the message says `where(name=...)`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"`{where}({name}=...)` must be a whole number >= 1, got {value!r}.")
+
+
 def checked_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
     """Return `value`; raise ValueError, naming `argument`, unless it is one of `choices`."""
     if value not in choices:

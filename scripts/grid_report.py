@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ Scores = dict[int, float]
 """Accuracy in % by seed."""
 Results = dict[str, dict[str, Scores]]
 """By task and method."""
+
+NUMBER = re.compile(r"[0-9.]+(e-?[0-9]+)?")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,9 +91,9 @@ def in_order(method: str) -> tuple[str, float]:
 
 
 def split(method: str) -> tuple[str, str | None]:
-    """Return direction and radius; no radius for a baseline."""
+    """Return direction and radius; no radius where the name does not end in one."""
     direction, space, rho = method.rpartition(" ")
-    return (direction, rho) if space else (method, None)
+    return (direction, rho) if space and (rho == "auto" or NUMBER.fullmatch(rho)) else (method, None)
 
 
 def directions(methods: list[str]) -> list[str]:

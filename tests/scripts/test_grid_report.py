@@ -78,3 +78,17 @@ def test_the_picture_has_a_task_per_column_and_a_direction_per_row(files: list[s
 def test_a_grid_without_runs_is_one_line(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert grid_report.main([files[0], str(tmp_path / "nothing.jsonl")]) == 2
     assert capsys.readouterr().err == "error: none of the grid's runs is there: run scripts/grid.py first.\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("sam 0.05", ("sam", "0.05")),
+        ("sam 5e-3", ("sam", "5e-3")),
+        ("momentum auto", ("momentum", "auto")),
+        ("sam found", ("sam found", None)),
+        ("adamw", ("adamw", None)),
+    ],
+)
+def test_a_name_that_ends_in_no_radius_is_a_baseline(method: str, parts: tuple[str, str | None]) -> None:
+    assert grid_report.split(method) == parts

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How flat is the loss around a checkpoint? Needs scipy: `pip install "hf-sam[sharpness]"`; plots need matplotlib."""
+
+# Measuring one model
+from hf_sam.sharpness.analyzer import SharpnessAnalyzer
+
+# During training
+from hf_sam.sharpness.callback import SharpnessCallback
+
+# Several checkpoints
+from hf_sam.sharpness.comparing import Comparison, Difference, compare
+
+# The loss around and between weights
+from hf_sam.sharpness.landscape import Interpolation, Landscape, interpolate, landscape_1d, landscape_2d
+
+# Results
+from hf_sam.sharpness.results import Density, Eigenvalues, Estimate, Rise
+
+__all__ = [
+    "Comparison",
+    "Density",
+    "Difference",
+    "Eigenvalues",
+    "Estimate",
+    "Interpolation",
+    "Landscape",
+    "Rise",
+    "SharpnessAnalyzer",
+    "SharpnessCallback",
+    "compare",
+    "interpolate",
+    "landscape_1d",
+    "landscape_2d",
+]

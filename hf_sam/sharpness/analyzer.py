@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How flat is the loss of a model around its weights?"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_sam.checks import check_count, check_number, checked_choice
+from hf_sam.filters import chosen
+from hf_sam.sharpness import ascent, spectrum
+from hf_sam.sharpness.blocks import groups_of
+from hf_sam.sharpness.costs import Found, measuring, over_groups
+from hf_sam.sharpness.loan import Loan, bare
+from hf_sam.sharpness.losses import LossFunction
+from hf_sam.sharpness.probe import Collator, Probe
+from hf_sam.sharpness.problem import Problem
+from hf_sam.sharpness.results import Density, Eigenvalues, Estimate, Rise, rise_of, standard_error
+from hf_sam.sharpness.summary import summary_of
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "as loaded": None}
+
+
+class SharpnessAnalyzer:
+    """Measures the flatness of a model's loss on a data set, and leaves the model as it is.
+
+    What is measured is the loss that training sees, without dropout: the mean over the examples' terms (rows, or tokens
+    that have a label), so that no result depends on the batch size. The weights, their gradients, training mode,
+    `requires_grad`, random streams, caches and hooks are what they were afterwards, also after an error. Under
+    `torch.distributed` every process calls the same methods and takes its share of the examples.
+
+    What the numbers do not mean: flatness does not predict the accuracy of a fine-tuned BERT (Andriushchenko et al.
+    2023); lambda_max is in units of the loss per squared weight and cannot be compared between models whose weights
+    differ in scale; sharpness with another rho, norm or m is another quantity.
+
+    Args:
+        model: a model that returns a loss for the examples, or any with `loss`.
+        dataset: examples as the Trainer takes them; those with no label have no loss.
+        data_collator: makes a batch of examples; transformers' default without one.
+        batch_size: examples at a time, >= 1; for memory only.
+        max_examples: at most so many, a seeded choice. They are kept in memory.
+        parameters: which ones to move and differentiate by: "trainable", or a choice of `sam_parameters`: "norm",
+            "no_norm", "last:k", "adapters", a regular expression. All of them trainable.
+        dtype: "float32" or "float64", whatever the weights are stored in, without autocast; "as loaded" keeps both.
+        seed: of the choice of examples and of everything random.
+        loss: (model, batch) -> (mean loss, number of terms in the mean), in place of the model's own.
+
+    Raises:
+        ValueError: if an argument is out of range, or there is no example.
+        NotImplementedError: if the parameters are cut over processes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Iterable[Any],
+        data_collator: Collator | None = None,
+        batch_size: int = 32,
+        max_examples: int = 512,
+        parameters: str = "trainable",
+        dtype: str = "float32",
+        seed: int = 0,
+        loss: LossFunction | None = None,
+    ) -> None:
+        for name, value in (("batch_size", batch_size), ("max_examples", max_examples)):
+            check_count("SharpnessAnalyzer", name, value)
+        checked_choice("SharpnessAnalyzer(dtype=...)", dtype, tuple(DTYPES))
+        model = bare(model)
+        which = "all" if parameters == "trainable" else parameters
+        picked = chosen(model, which, "SharpnessAnalyzer(parameters=...)")
+        if dtype == "as loaded" and any(p.dtype in (torch.float16, torch.bfloat16) for p in picked.values()):
+            warnings.warn(
+                "Second derivatives in 16 bits are wrong by some percent. dtype='float32' computes in 32 bits, "
+                "whatever the weights are stored in.",
+                stacklevel=2,
+            )
+        self.seed = seed
+        self.probe = Probe(model, dataset, data_collator, batch_size, max_examples, seed)
+        self.problem = Problem(Loan(model, picked, DTYPES[dtype], seed), self.probe, loss)
+        self.settings = {
+            "parameters": parameters,
+            "number_of_parameters": self.problem.size,
+            "examples": len(self.probe.examples),
+            "batch_size": batch_size,
+            "dtype": dtype,
+            "seed": seed,
+            "processes": self.problem.processes,
+        }
+
+    def loss(self) -> float:
+        """Return L(w), the mean over the terms of all examples."""
+        return self.problem.loss()
+
+    def top_eigenvalues(
+        self, k: int = 1, which: str = "LA", *, tol: float = 1e-3, vectors: bool = False, max_restarts: int = 100
+    ) -> Eigenvalues:
+        """Return k eigenvalues of the Hessian: by default the largest, lambda_max.
+
+        Seven to ten products with the Hessian and 4 vectors in memory for one; about 45 and 20 for five.
+
+        Args:
+            k: how many, >= 1.
+            which: "LA" the largest, "SA" the smallest, "LM" the largest in magnitude.
+            tol: residual to reach, relative to the largest; an eigenvalue's error is about the square.
+            vectors: whether to return the eigenvectors.
+            max_restarts: of the Lanczos iteration.
+
+        Raises:
+            ValueError: if an argument is out of range.
+            RuntimeError: if the iteration does not converge.
+        """
+        check_number("top_eigenvalues", "tol", tol, least=0)
+        return self._eigenvalues(self.problem, k, which, tol, vectors, max_restarts)
+
+    def min_eigenvalue(self, *, tol: float = 1e-3, max_restarts: int = 100) -> Eigenvalues:
+        """Return the smallest eigenvalue: how far the loss curves downwards. Takes longer."""
+        return self.top_eigenvalues(1, "SA", tol=tol, max_restarts=max_restarts)
+
+    def trace(self, products: int = 30) -> Estimate:
+        """Return the Hessian's trace, the sum of its eigenvalues (Hutch++, Meyer et al. 2021).
+
+        Args:
+            products: with the Hessian, >= 6; a third of it vectors in memory, three times. 120 give about 1 %.
+        """
+        return self._trace(self.problem, products)
+
+    def density(self, steps: int = 50, runs: int = 4) -> Density:
+        """Return the spectrum by stochastic Lanczos quadrature (Ghorbani et al. 2019).
+
+        Args:
+            steps: of each run, and vectors in memory; fewer than 50 show negative curvature that is not there.
+            runs: from different starts, >= 1.
+        """
+        check_count("density", "steps", steps)
+        check_count("density", "runs", runs)
+        with self._measuring(steps=steps, runs=runs) as how:
+            nodes, weights = spectrum.density(self.problem, steps, runs, self.seed)
+        return Density(nodes=nodes, weights=weights, **how)
+
+    def sam_sharpness(self, rho: float = 0.05, adaptive: bool = False, m: int | None = None) -> Rise:
+        """Return L(w + eps) - L(w) with the eps of SAM, one step along the gradient (Foret et al. 2021, eq. 2).
+
+        To first order this is rho ||g||: a norm of the gradient more than a curvature. `worst_case` climbs further.
+
+        Args:
+            rho: radius, >= 0, in the units of the weights' Euclidean norm; of ||T^-1 eps|| where `adaptive`.
+            adaptive: ASAM's eps (Kwon et al. 2021, eq. 8), with T = |w| + 0.01 on matrices and 1 on vectors.
+            m: examples that share one eps (m-sharpness); all of them without it. Another m is another quantity.
+        """
+        check_number("sam_sharpness", "rho", rho, least=0)
+        scale = ascent.scales(self.problem, adaptive)
+        measure = functools.partial(ascent.sam_rise, rho=rho, scale=scale)
+        return self._rise("sam", measure, rho=rho, adaptive=adaptive, m=m)
+
+    def worst_case(self, rho: float = 0.05, steps: int = 20, adaptive: bool = False, m: int | None = None) -> Rise:
+        """Return the highest L(w + eps) - L(w) that projected gradient ascent finds with ||eps|| <= rho.
+
+        Args:
+            rho: as in `sam_sharpness`.
+            steps: gradients, >= 1; the first point is SAM's.
+            adaptive: as in `sam_sharpness`.
+            m: as in `sam_sharpness`.
+        """
+        check_number("worst_case", "rho", rho, least=0)
+        check_count("worst_case", "steps", steps)
+        scale = ascent.scales(self.problem, adaptive)
+        measure = functools.partial(ascent.worst_rise, rho=rho, steps=steps, scale=scale)
+        return self._rise("worst", measure, rho=rho, adaptive=adaptive, m=m, steps=steps)
+
+    def average_case(self, rho: float = 0.05, n: int = 32, adaptive: bool = False) -> Rise:
+        """Return the mean of L(w + eps) - L(w) over random eps of norm rho, in pairs eps and -eps.
+
+        In second order it is rho^2 trace(H) / (2 number of parameters).
+
+        Args:
+            rho: as in `sam_sharpness`.
+            n: pairs, two losses each, >= 1.
+            adaptive: noise in proportion to T, rho = ||T^-1 eps||.
+        """
+        check_number("average_case", "rho", rho, least=0)
+        check_count("average_case", "n", n)
+        scale = ascent.scales(self.problem, adaptive)
+        with self._measuring(rho=rho, adaptive=adaptive, n=n) as how:
+            rises, loss, norm = ascent.average_rises(self.problem, rho, n, scale, self.seed)
+        name = _name("average", rho, adaptive, len(self.probe.examples))
+        return rise_of(name, [(rise, loss, norm) for rise in rises], [1 / n] * n, how)
+
+    def per_module(self, patterns: Sequence[str], products: int = 30) -> dict[str, dict[str, Any]]:
+        """Return lambda_max and trace of each module's own block of the Hessian, by the module's path.
+
+        Args:
+            patterns: paths, or parts of them; "encoder.layer.*" stands for each layer, "classifier" for the head.
+            products: with the Hessian, for each trace.
+
+        Raises:
+            ValueError: if a pattern matches no parameter.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for module, names in groups_of(self.problem.names, patterns).items():
+            part = self.problem.restricted(names)
+            eigenvalues = self._eigenvalues(part, 1, "LA", 1e-3, False, 100)
+            found[module] = {"lambda_max": eigenvalues, "trace": self._trace(part, products)}
+        return found
+
+    def report(self, rho: float = 0.05, k: int = 5, products: int = 30, steps: int = 20) -> dict[str, Any]:
+        """Return the usual numbers, of types that JSON can hold.
+
+        Args:
+            rho: of the rises of the loss.
+            k: eigenvalues.
+            products: with the Hessian, for the trace.
+            steps: of the worst case.
+        """
+        return summary_of(self, rho, k, products, steps)
+
+    def _measuring(self, problem: Problem | None = None, **call: Any) -> AbstractContextManager[dict[str, Any]]:
+        return measuring(problem or self.problem, self.settings, **call)
+
+    def _eigenvalues(self, problem: Problem, k: int, which: str, tol: float, vectors: bool, most: int) -> Eigenvalues:
+        with self._measuring(problem, k=k, which=which, tol=tol) as how:
+            values, rows = spectrum.eigenvalues(problem, k, which, tol, self.seed, most)
+            left = spectrum.residuals(problem, values, rows)
+        return Eigenvalues(values=values, residuals=left, vectors=rows if vectors else None, **how)
+
+    def _trace(self, problem: Problem, products: int) -> Estimate:
+        with self._measuring(problem, products=products) as how:
+            draws = spectrum.trace(problem, products, self.seed)
+        return Estimate(value=statistics.mean(draws), standard_error=standard_error(draws), draws=len(draws), **how)
+
+    def _rise(self, kind: str, measure: Callable[[Problem], Found], *, m: int | None, **call: Any) -> Rise:
+        if m is not None:
+            check_count(f"{kind}_sharpness", "m", m)
+        with self._measuring(m=m, **call) as how:
+            found, shares = over_groups(self.problem, m, measure)
+        name = _name(kind, call["rho"], call["adaptive"], m or len(self.probe.examples))
+        return rise_of(name, found, shares, how)
+
+
+def _name(kind: str, rho: float, adaptive: bool, m: int) -> str:
+    """Return a name that two results share only if they are the same quantity."""
+    return f"{kind}(rho={rho:g}, {'adaptive, ' if adaptive else ''}m={m})"

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What are the eigenvalues of the Hessian, their sum, and how are they spread?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_sam.checks import checked_choice
+from hf_sam.sharpness.problem import Problem
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+WHICH = ("LA", "LM", "SA")
+ROUGH = 0.1
+"""Residual of the eigenvalue that serves as a measure, relative to it."""
+FEW = 4
+"""Lanczos vectors for one eigenvalue at the end of the spectrum, which stands apart: more do not save products."""
+MANY = 20
+"""For several, or for one in a crowd: fewer take many restarts."""
+
+
+def eigenvalues(problem: Problem, k: int, which: str, tol: float, seed: int, most: int) -> tuple[list[float], Tensor]:
+    """Return k eigenvalues, the one asked for first, and their vectors, (k, size): implicitly restarted Lanczos.
+
+    ARPACK through `scipy.sparse.linalg.eigsh`. A matrix too small for it is written out instead.
+
+    Args:
+        problem: the loss.
+        k: how many, 1 <= k <= size.
+        which: "LA" the largest, "SA" the smallest, "LM" the largest in magnitude.
+        tol: residual asked for, relative to the largest eigenvalue; the error of an eigenvalue is about its square.
+        seed: of the first vector.
+        most: restarts.
+
+    Raises:
+        ValueError: if k or `which` is out of range.
+        RuntimeError: if it does not converge.
+    """
+    checked_choice("top_eigenvalues(which=...)", which, WHICH)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= problem.size:
+        raise ValueError(f"`top_eigenvalues(k=...)` must be a whole number from 1 to {problem.size}, got {k!r}.")
+    vectors = FEW if k == 1 and which != "SA" else max(2 * k + 1, MANY)
+    if problem.size <= vectors + 1:
+        values, columns = np.linalg.eigh(_written_out(problem))
+    else:
+        values, columns = _arpack(problem, k, which, vectors, tol, seed, most)
+    key = {"LA": -values, "SA": values, "LM": -np.abs(values)}[which]
+    order = np.argsort(key)[:k]
+    rows = torch.as_tensor(np.ascontiguousarray(columns[:, order].T)).to(problem.device, problem.dtype)
+    found: list[float] = values[order].tolist()
+    return found, rows
+
+
+def residuals(problem: Problem, values: list[float], vectors: Tensor) -> list[float]:
+    """Return ||H v - lambda v|| for each pair."""
+    images = torch.cat([problem.products(v[None]) for v in vectors])
+    scaled = torch.tensor(values, dtype=vectors.dtype, device=vectors.device)[:, None] * vectors
+    lengths: list[float] = (images - scaled).norm(dim=1).tolist()
+    return lengths
+
+
+def trace(problem: Problem, products: int, seed: int) -> list[float]:
+    """Return draws whose mean is the trace (Hutch++, Meyer et al. 2021, algorithm 1), from so many products.
+
+    A third of them find the directions that the Hessian stretches most, a third measure these exactly, and a third
+    estimate what is left: only that part is uncertain, so the spread of the draws is that of the whole.
+
+    Raises:
+        ValueError: for fewer than 6 products.
+    """
+    if isinstance(products, bool) or not isinstance(products, int) or products < 6:
+        raise ValueError(f"`trace(products=...)` must be a whole number >= 6, got {products!r}.")
+    third = min(products // 3, problem.size)
+    draw = _signs(problem, seed)
+    basis, _ = torch.linalg.qr(problem.products(draw(third)).T)
+    inside = float((basis.T * problem.products(basis.T.contiguous())).sum())
+    rest = draw(products - 2 * third)
+    rest = rest - (rest @ basis) @ basis.T
+    if third == problem.size:
+        return [inside]
+    return [inside + float(each) for each in (rest * problem.products(rest)).sum(dim=1)]
+
+
+def density(problem: Problem, steps: int, runs: int, seed: int) -> tuple[list[list[float]], list[list[float]]]:
+    """Return nodes and weights of `runs` runs of Lanczos, each with a random start (Ghorbani et al. 2019).
+
+    The vectors of a run are all kept and made orthogonal to each other, twice, so that no eigenvalue comes up again:
+    `steps` vectors of memory.
+    """
+    from scipy.linalg import eigh_tridiagonal
+
+    draw = _signs(problem, seed)
+    nodes, weights = [], []
+    for _ in range(runs):
+        diagonal, beside = _lanczos(problem, draw(1)[0], min(steps, problem.size))
+        values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(beside))
+        nodes.append(values.tolist())
+        weights.append((vectors[0] ** 2).tolist())
+    return nodes, weights
+
+
+def _lanczos(problem: Problem, start: Tensor, steps: int) -> tuple[list[float], list[float]]:
+    """Return diagonal and off-diagonal of the tridiagonal matrix; shorter where the space is exhausted."""
+    basis = [start / start.norm()]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for step in range(steps):
+        image = problem.products(basis[-1][None])[0]
+        diagonal.append(float(image @ basis[-1]))
+        for _ in range(2):
+            for each in basis:
+                image = image - (image @ each) * each
+        length = float(image.norm())
+        scale = max(abs(d) for d in diagonal) or 1.0
+        if step + 1 == steps or length <= scale * torch.finfo(problem.dtype).eps * 10:
+            break
+        beside.append(length)
+        basis.append(image / length)
+    return diagonal, beside
+
+
+def _arpack(
+    problem: Problem, k: int, which: str, vectors: int, tol: float, seed: int, most: int
+) -> tuple[Array, Array]:
+    """Return k eigenvalues and the columns that belong to them.
+
+    ARPACK measures residuals by the eigenvalue itself, and one near zero is then never reached. Where that can be, the
+    matrix is shifted by its largest eigenvalue in magnitude, which a few products show roughly: that is the measure.
+    """
+    start = np.random.default_rng(seed).standard_normal(problem.size)
+    if (which == "LA" and k == 1) or which == "LM":
+        return _run(problem, 0.0, k, which, vectors, tol, start, most)
+    rough, _ = _run(problem, 0.0, 1, "LM", FEW, ROUGH, start, most)
+    shift = abs(float(rough[0])) * (1 if which == "LA" else -1)
+    values, columns = _run(problem, shift, k, which, vectors, tol, start, most)
+    return values - shift, columns
+
+
+def _run(
+    problem: Problem, shift: float, k: int, which: str, vectors: int, tol: float, start: Array, most: int
+) -> tuple[Array, Array]:
+    from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+
+    dtype = np.float64 if problem.dtype == torch.float64 else np.float32
+
+    def times(v: Array) -> Array:
+        row = torch.as_tensor(v.reshape(1, -1), dtype=problem.dtype).to(problem.device)
+        image: Array = problem.products(row)[0].add_(row[0], alpha=shift).cpu().numpy()
+        return image
+
+    operator = LinearOperator((problem.size, problem.size), matvec=times, dtype=dtype)
+    try:
+        return eigsh(operator, k=k, which=which, ncv=vectors, tol=tol, v0=start.astype(dtype), maxiter=most)  # type: ignore[no-any-return]
+    except ArpackNoConvergence as error:
+        raise RuntimeError(
+            f"The {k} eigenvalues {which!r} did not converge to tol={tol:g} in {most} restarts: "
+            f"{len(error.eigenvalues)} did. Ask for fewer, for a larger tol, or for more restarts (max_restarts)."
+        ) from error
+
+
+def _written_out(problem: Problem) -> Array:
+    """Return the whole matrix."""
+    rows = problem.products(torch.eye(problem.size, dtype=problem.dtype, device=problem.device))
+    matrix: Array = ((rows + rows.T) / 2).double().cpu().numpy()
+    return matrix
+
+
+def _signs(problem: Problem, seed: int) -> Callable[[int], Tensor]:
+    """Return a function that draws rows of +1 and -1, the same ones on every device and process."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(rows: int) -> Tensor:
+        signs = torch.randint(0, 2, (rows, problem.size), generator=generator, dtype=torch.int8)
+        return (signs.to(problem.device, problem.dtype) * 2).sub_(1)
+
+    return draw
