@@ -27,9 +27,9 @@ def spectrum(densities: Mapping[str, Density]) -> Figure:
     figure, axes = _one()
     for i, (name, density) in enumerate(densities.items()):
         at, curve = density.curve()
-        axes.plot(at, np.maximum(curve, 1e-12), label=name, **_line(i))
+        axes.plot(at, np.maximum(curve, 1e-30), label=name, **_line(i))
     axes.set_yscale("log")
-    axes.set_ylim(bottom=1e-6)
+    axes.set_ylim(bottom=1e-9 * max(max(line.get_ydata()) for line in axes.get_lines()))
     _labelled(axes, "eigenvalue of the Hessian (loss per squared weight)", "density")
     return figure
 
@@ -108,7 +108,6 @@ def interpolation(lines: Mapping[str, Interpolation], metric: str = "metric") ->
             other.plot(found.t, found.metrics, label=f"{name}: {metric}", **style)
             other.set_ylabel(metric)
             other.spines["top"].set_visible(False)
-            other.legend(frameon=False, fontsize=8, loc="upper left")
     _labelled(axes, "share of the way", "loss")
     return figure
 
@@ -145,7 +144,7 @@ def _labelled(axes: Any, x: str, y: str) -> None:
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=9)
+    axes.figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
 
 
 def _levels(surfaces: Sequence[Any]) -> Any:

@@ -17,8 +17,9 @@ def square(height: float) -> Landscape:
 
 def test_the_spectrum_has_a_line_per_model() -> None:
     density = Density(nodes=[[-0.1, 0.0, 3.0]], weights=[[0.1, 0.8, 0.1]])
-    (axes,) = plots.spectrum({"adamw": density, "sam": density}).axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["adamw", "sam"]
+    figure = plots.spectrum({"adamw": density, "sam": density})
+    (axes,) = figure.axes
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["adamw", "sam"]
     assert axes.get_yscale() == "log"
     at, curve = axes.get_lines()[0].get_data()
     assert np.trapezoid(curve, at) == pytest.approx(1, abs=0.01)
