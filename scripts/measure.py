@@ -28,7 +28,7 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers import set_seed
 
-from hf_sam.sharpness import SharpnessAnalyzer, compare
+from hf_sam.sharpness import SharpnessAnalyzer, add_to_card, compare
 from scripts.common.environment import environment
 from scripts.common.errors import UserError, one_line
 from scripts.common.flatness import COLUMNS, NORMAL, Measured, cell, interval, measure, metric_of, ways
@@ -76,6 +76,7 @@ def _parsed(argv: list[str]) -> tuple[argparse.Namespace, Any, Any]:
     parser.add_argument("--interpolate", type=int, default=0, help="points between the checkpoints (0: none)")
     parser.add_argument("--folds", type=int, default=8, help="of the examples, for the comparison (8; 0: none)")
     parser.add_argument("--parameters", default="trainable", help="which, as sam_parameters (all)")
+    parser.add_argument("--card", action="store_true", help="add the numbers to the checkpoints' model cards")
     parser.add_argument("--report", type=Path, default=Path("outputs/flatness"), help="folder (outputs/flatness)")
     if {"-h", "--help"} & set(argv):
         parser.print_help()
@@ -145,8 +146,12 @@ def _write(options: argparse.Namespace, found: dict[str, Any]) -> None:
         (options.report / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         figures = write_figures(found, options.report)
         write_html(report, found, figures, options.report / "report.html")
+        for name, folder in options.named.items():
+            if options.card:
+                add_to_card(folder, found["models"][name].report)
     except OSError as error:
-        raise UserError(f"--report {options.report} cannot be written: {one_line(error)}") from error
+        which = "--card" if options.card else f"--report {options.report}"
+        raise UserError(f"{which} cannot be written: {one_line(error)}") from error
 
 
 def _show(options: argparse.Namespace, found: dict[str, Any]) -> None:

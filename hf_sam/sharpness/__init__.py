@@ -6,6 +6,7 @@ from hf_sam.sharpness.analyzer import SharpnessAnalyzer
 
 # During training
 from hf_sam.sharpness.callback import SharpnessCallback
+from hf_sam.sharpness.card import add_to_card
 
 # Several checkpoints
 from hf_sam.sharpness.comparing import Comparison, Difference, compare
@@ -27,6 +28,7 @@ __all__ = [
     "Rise",
     "SharpnessAnalyzer",
     "SharpnessCallback",
+    "add_to_card",
     "compare",
     "interpolate",
     "landscape_1d",

@@ -16,6 +16,7 @@ import pytest
 from scripts import finetune, measure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.slow
 QUICK = ["--examples", "48", "--landscape", "3", "--folds", "3", "--products", "6", "--eigenvalues", "2"]
 
 
@@ -58,7 +59,10 @@ def test_the_report_holds_every_measurement_of_every_checkpoint(written: Path) -
 
 def test_the_table_is_printed(checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = [*QUICK, "--landscape", "0", "--folds", "0", "--report", str(tmp_path), "--disable_tqdm", "True"]
-    assert measure.main([checkpoints[0], *quick]) == 0
+    assert measure.main([checkpoints[0], *quick, "--card"]) == 0
+    card = Path(checkpoints[0].removeprefix("first="), "README.md").read_text(encoding="utf-8")
+    assert "### Flatness of the loss" in card
+    assert "### Sharpness-aware minimization" in card
     out = capsys.readouterr().out
     for text in ("first", "lambda_max", "trace", "worst case", "does not predict the accuracy", "report.html"):
         assert text in out
@@ -99,7 +103,6 @@ PROBE = """<script>addEventListener("load", async () => {
 });</script>"""
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_in_a_browser_the_surface_turns_and_switches_without_a_network(written: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
