@@ -26,8 +26,8 @@ def flatness_section(report: Mapping[str, Any]) -> str:
     settings = report["settings"]
     how = (
         f"Measured with hf_sam on {settings['examples']} examples, {settings['number_of_parameters']:,} parameters "
-        f"({settings['parameters']}), {settings['dtype']}, seed {settings['seed']}. These numbers describe the loss around "
-        "the weights; they do not predict accuracy, and cannot be compared between weights of other scale."
+        f"({settings['parameters']}), {settings['dtype']}, seed {settings['seed']}. These numbers describe the loss "
+        "around the weights; they do not predict accuracy, and cannot be compared between weights of other scale."
     )
     rows = [f"| {_titled(title, report[key])} | {_value(report[key])} |" for key, title in ROWS.items()]
     return "\n".join([HEADING, "", how, "", "| quantity | value |", "|---|---|", *rows, "", END])
