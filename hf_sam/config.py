@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,8 +217,11 @@ def radius_of(config: SAMConfig) -> Radius:
     """Return a new instance of the radius that `config` describes."""
     if config.rho == AUTO:
         direction = variant_of(config)
-        kind = AutoRise if direction.passes == "two" else AutoSize
-        return kind(direction.auto_strength, scale_free=direction.scale_free)
+        if direction.passes != "two":
+            return AutoSize(direction.auto_strength, scale_free=direction.scale_free)
+        # The noise of a gradient from a share f of the examples is 1 / sqrt(f) times as long, and rho is divided by its
+        # norm: this gives rho the length that it would have with all of them.
+        return AutoRise(direction.auto_strength / math.sqrt(config.ascent_fraction), scale_free=direction.scale_free)
     return make_radius(float(config.rho or 0.0), config.rho_schedule, _mapping(config.rho_schedule_kwargs))
 
 
