@@ -226,7 +226,9 @@ def test_a_radius_that_finds_itself_goes_on_in_the_units_of_a_new_direction(vari
 
 
 @pytest.mark.parametrize(("fraction", "factor"), [(1.0, 1.0), (0.25, 2.0), (0.5, 2**0.5)])
-def test_a_radius_that_finds_itself_makes_up_for_the_noise_of_a_part_of_the_data(fraction: float, factor: float) -> None:
+def test_a_radius_that_finds_itself_makes_up_for_the_noise_of_a_part_of_the_data(
+    fraction: float, factor: float
+) -> None:
     """A mean over f n examples has noise 1 / sqrt(f) times as long as one over n, and rho is divided by the norm."""
     policy = Policy(SAMConfig(rho="auto", ascent_fraction=fraction))
     assert policy.radius.strength == pytest.approx(factor * policy.direction.auto_strength)
