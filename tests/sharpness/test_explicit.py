@@ -13,7 +13,9 @@ from scipy.stats import wasserstein_distance
 from hf_sam.sharpness import SharpnessAnalyzer
 from tests.sharpness.models import FAMILIES, build, hessian
 
-families = pytest.mark.parametrize("family", FAMILIES)
+families = pytest.mark.parametrize(
+    "family", [name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 attentions = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 CLOSE = 1e-8  # relative to the largest eigenvalue
 
