@@ -40,6 +40,8 @@ class SharpnessAnalyzer:
     2023); lambda_max is in units of the loss per squared weight and cannot be compared between models whose weights
     differ in scale; sharpness with another rho, norm or m is another quantity.
 
+    The weights are copied when the analyzer is made: after training on, make a new one.
+
     Args:
         model: a model that returns a loss for the examples, or any with `loss`.
         dataset: examples as the Trainer takes them; those with no label have no loss.

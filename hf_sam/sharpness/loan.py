@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import set_seed
 
 from hf_sam.layers import RandomState, devices_of
 from hf_sam.sharpness.wide import StayWide
@@ -52,7 +53,7 @@ class Loan:
             undo.enter_context(_without_cache(self.model))
             self._put_in()
             self.model.eval()
-            torch.manual_seed(self.seed)
+            set_seed(self.seed)
             undo.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self._dtype is not None:
                 _forget_mixed_precision(self.model)
@@ -82,7 +83,7 @@ def bare(model: nn.Module) -> nn.Module:
     """Return the model inside of DDP, DataParallel and `torch.compile`.
 
     Raises:
-        NotImplementedError: if its parameters are cut over processes.
+        NotImplementedError: if its parameters are cut over processes, or not in memory.
     """
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -96,6 +97,11 @@ def bare(model: nn.Module) -> nn.Module:
             raise NotImplementedError(
                 f"`SharpnessAnalyzer(model, ...)` needs whole parameters, and {name} is cut over processes. Save a "
                 "checkpoint and measure that; the examples can be split over processes."
+            )
+        if p.is_meta:
+            raise NotImplementedError(
+                f"`SharpnessAnalyzer(model, ...)` needs its parameters in memory, and {name} is elsewhere "
+                "(device_map). Load the model whole, or onto one device."
             )
     return model
 

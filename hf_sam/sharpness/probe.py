@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import default_data_collator, set_seed
 
 from hf_sam.layers import RandomState, devices_of
 
@@ -44,7 +45,7 @@ class Probe:
         self.model, self.batch_size, self.seed = model, batch_size, seed
         self.collator = collator or _default_collator()
         self.accepted = _accepted(model)
-        with _streams_kept(model):
+        with _streams_kept(model, seed):
             self.examples = [self._cleaned(e) for e in _selected(dataset, most, seed)]
         if not self.examples:
             raise ValueError("`SharpnessAnalyzer(dataset=...)` must have at least one example, and has none.")
@@ -55,8 +56,7 @@ class Probe:
         size = min(size or self.batch_size, len(self.examples))
         if size not in self._made:
             device = devices_of(self.model.parameters())[0]
-            with _streams_kept(self.model):
-                torch.manual_seed(self.seed)
+            with _streams_kept(self.model, self.seed):
                 parts = [self.examples[i : i + size] for i in range(0, len(self.examples), size)]
                 self._made = {size: [_on(self._collated(part), device) for part in parts]}
         return self._made[size]
@@ -97,8 +97,6 @@ def base_of(model: nn.Module) -> nn.Module:
 
 
 def _default_collator() -> Collator:
-    from transformers import default_data_collator
-
     collator: Collator = default_data_collator
     return collator
 
@@ -128,9 +126,10 @@ def _on(batch: Batch, device: torch.device) -> Batch:
 
 
 @contextmanager
-def _streams_kept(model: nn.Module) -> Iterator[None]:
-    """Leave the random streams as they are: collators and data sets may draw from them."""
+def _streams_kept(model: nn.Module, seed: int) -> Iterator[None]:
+    """Let collators and data sets draw from seeded streams, and leave these as they were."""
     state = RandomState(devices_of(model.parameters()))
+    set_seed(seed)
     try:
         yield
     finally:

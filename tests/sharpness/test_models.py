@@ -185,6 +185,13 @@ def test_bad_settings_of_a_measurement_are_refused(call: Any, message: str) -> N
         call(SharpnessAnalyzer(*build("bert")))
 
 
+def test_weights_that_are_not_in_memory_are_refused() -> None:
+    model, examples = build("bert")
+    model.classifier.to("meta")
+    with pytest.raises(NotImplementedError, match=r"in memory, and classifier\.weight is elsewhere"):
+        SharpnessAnalyzer(model, examples)
+
+
 def test_what_does_not_converge_says_so() -> None:
     with pytest.raises(RuntimeError, match="did not converge to tol=1e-15 in 1 restarts"):
         SharpnessAnalyzer(*build("bert")).top_eigenvalues(tol=1e-15, max_restarts=1)

@@ -108,6 +108,21 @@ def test_a_collator_that_draws_gives_the_same_batches_and_leaves_the_streams() -
     assert streams() == drawn
 
 
+def test_a_data_set_that_draws_gives_the_same_examples() -> None:
+    class Noisy(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> dict[str, Any]:
+            shift = torch.rand(()) + random.random() + np.random.rand()
+            return {"pixel_values": examples[i]["pixel_values"] + shift, "labels": i % 3}
+
+    model, examples = build("vit")
+    drawn = streams()
+    assert SharpnessAnalyzer(model, Noisy()).loss() == SharpnessAnalyzer(model, Noisy()).loss()
+    assert streams() == drawn
+
+
 def test_dropout_is_off_and_two_products_are_the_same_bits() -> None:
     model, examples = build("vit")
     problem = SharpnessAnalyzer(model.train(), examples).problem
