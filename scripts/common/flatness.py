@@ -101,7 +101,7 @@ def ways(
 def _metric(model: Any, data: Any, task: Any, name: str, settings: dict[str, Any]) -> float:
     """Return the task's metric on the evaluation examples."""
     one = SharpnessAnalyzer(model, data, **settings)
-    model.eval()
+    model.train(False)
     logits, labels = [], []
     for batch in one.probe.batches():
         logits.append(model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float().numpy())
