@@ -9,6 +9,8 @@ STAMP_LOWEST  := $(VENV_LOWEST)/.installed
 FAST          := not slow and not data and not distributed and not gpu
 # More arguments for pytest: make test PYTEST_ARGS="-k restore -x"
 PYTEST_ARGS   ?=
+# Sentences for the benchmark of lambda_max: make bench SST2=train.parquet
+SST2          ?= ../shared/data/glue/sst2/train.parquet
 
 SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -48,8 +50,9 @@ format: $(STAMP)  ## let ruff fix what it can
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: $(STAMP)  ## time and memory of a SAM step against a plain one
+bench: $(STAMP)  ## time and memory of a SAM step against a plain one; lambda_max against other libraries
 	@$(VENV)/bin/python scripts/bench.py
+	@if [ -f "$(SST2)" ]; then $(VENV)/bin/python scripts/bench_flatness.py --data "$(SST2)"; fi
 
 clean:  ## remove the virtual environments, build files and caches; outputs stay
 	@rm -rf $(VENV) $(VENV_LOWEST) build dist *.egg-info .bench .pytest_cache .ruff_cache .mypy_cache .hypothesis

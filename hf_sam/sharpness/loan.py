@@ -55,6 +55,7 @@ class Loan:
             self.model.train(False)
             set_seed(self.seed)
             undo.enter_context(sdpa_kernel(SDPBackend.MATH))
+            undo.enter_context(torch.enable_grad())
             if self._dtype is not None:
                 _forget_mixed_precision(self.model)
                 for kind in {device.type for device in devices_of(self.parameters)}:

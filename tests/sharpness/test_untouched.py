@@ -130,6 +130,13 @@ def test_dropout_is_off_and_two_products_are_the_same_bits() -> None:
     assert torch.equal(problem.products(v), problem.products(v))
 
 
+@torch.no_grad()
+def test_gradients_are_there_where_they_are_switched_off() -> None:
+    one = SharpnessAnalyzer(*build("bert"))
+    assert one.top_eigenvalues().values[0] > 0
+    assert not torch.is_grad_enabled()
+
+
 def test_lstm_weights_keep_their_second_list() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
