@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # `python scripts/find_rho.py` puts scripts/ on the path, the imports below need the folder above it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,15 +34,10 @@ from scripts.common.arguments import ScriptArguments
 from scripts.common.checkpoints import check_links, check_output_dir
 from scripts.common.environment import environment
 from scripts.common.errors import UserError, one_line
-from scripts.common.parsing import parse
+from scripts.common.parsing import PlainParser, parse
 from scripts.common.range_plot import draw
 from scripts.finetune import make_trainer
 from scripts.tasks import TASKS
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(argv: list[str]) -> tuple[argparse.Namespace, ScriptArguments, Any]:
-    parser = _Parser(
+    parser = PlainParser(
         prog="find_rho.py",
         usage="find_rho.py [recipe.yaml] [--argument value ...]",
         description=__doc__,

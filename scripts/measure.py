@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # `python scripts/measure.py` puts scripts/ on the path, the imports below need the folder above it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,13 +33,8 @@ from scripts.common.environment import environment
 from scripts.common.errors import UserError, one_line
 from scripts.common.flatness import COLUMNS, NORMAL, Measured, cell, interval, measure, metric_of, ways
 from scripts.common.flatness_report import write_figures, write_html
-from scripts.common.parsing import parse
+from scripts.common.parsing import PlainParser, parse
 from scripts.tasks import TASKS
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(argv: list[str]) -> tuple[argparse.Namespace, Any, Any]:
-    parser = _Parser(
+    parser = PlainParser(
         prog="measure.py",
         usage="measure.py CHECKPOINT [CHECKPOINT ...] [--argument value ...]",
         description=__doc__,

@@ -41,6 +41,14 @@ class _Parser(HfArgumentParser):
         raise UserError(message)
 
 
+class PlainParser(argparse.ArgumentParser):
+    """A parser whose complaints are the user's errors, like everything else that is wrong with the input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(message)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML that refuses a key given twice, where PyYAML would silently take the last."""
 
