@@ -108,6 +108,9 @@ def test_the_average_case_is_the_trace(quadratic: Any) -> None:
     expected = 0.3**2 * np.trace(quadratic[0].a.numpy()) / (2 * SIZE)
     assert abs(found.value - expected) <= 2 * found.standard_error
     assert found.standard_error < abs(expected)
+    z = torch.randn(SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    epsilon = 0.3 * z / np.linalg.norm(z)  # the gradient's part drops out of each pair
+    assert found.parts[0] == pytest.approx(epsilon @ quadratic[0].a.numpy() @ epsilon / 2, rel=1e-9)
     assert found.norm == pytest.approx(0.3)
 
 

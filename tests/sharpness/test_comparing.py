@@ -121,6 +121,9 @@ def test_directions_have_the_norms_of_the_rows_and_are_shared() -> None:
         else:
             torch.testing.assert_close(piece.flatten(1).norm(dim=1), p.flatten(1).norm(dim=1))
     assert not torch.equal(direction, filter_direction(names, params, 1))
+    same_shape = dict(zip(names, direction.split([p.numel() for p in params]), strict=True))
+    query, key = (same_shape[f"bert.encoder.layer.0.attention.self.{part}.weight"] for part in ("query", "key"))
+    assert torch.nn.functional.cosine_similarity(query, key, dim=0).abs() < 0.9
     doubled = [2 * p for p in params]
     torch.testing.assert_close(filter_direction(names, doubled, 0), 2 * direction)
 

@@ -93,6 +93,21 @@ def test_nor_when_the_model_fails_in_the_middle(family: str) -> None:
     assert not any(calls)  # it was in evaluation mode
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_models_own_weights_are_not_written_to_even_for_a_moment(dtype: str) -> None:
+    model, examples = build("bert")
+    own = {name: (p, p.detach().clone()) for name, p in model.named_parameters()}
+    seen = []
+
+    def look(*_: Any) -> None:
+        seen.append(all(torch.equal(p, copy) for p, copy in own.values()))
+
+    model.register_forward_pre_hook(look)
+    SharpnessAnalyzer(model, examples, dtype=dtype).worst_case(1.0, steps=2)
+    assert seen == [True] * len(seen)
+    assert len(seen) >= 3
+
+
 def test_a_collator_that_draws_gives_the_same_batches_and_leaves_the_streams() -> None:
     model, examples = build("bert")
 
