@@ -105,7 +105,7 @@ class SharpnessAnalyzer:
     ) -> Eigenvalues:
         """Return k eigenvalues of the Hessian: by default the largest, lambda_max.
 
-        Seven to ten products with the Hessian and 4 vectors in memory for one; about 45 and 20 for five.
+        Six to ten products with the Hessian for one, about 45 for five; each keeps a vector in memory, at most 20.
 
         Args:
             k: how many, >= 1.
@@ -227,8 +227,7 @@ class SharpnessAnalyzer:
 
     def _eigenvalues(self, problem: Problem, k: int, which: str, tol: float, vectors: bool, most: int) -> Eigenvalues:
         with self._measuring(problem, k=k, which=which, tol=tol) as how:
-            values, rows = spectrum.eigenvalues(problem, k, which, tol, self.seed, most)
-            left = spectrum.residuals(problem, values, rows)
+            values, rows, left = spectrum.eigenvalues(problem, k, which, tol, self.seed, most)
         return Eigenvalues(values=values, residuals=left, vectors=rows if vectors else None, **how)
 
     def _trace(self, problem: Problem, products: int) -> Estimate:

@@ -80,7 +80,7 @@ class Problem:
             for batch in self._mine():
                 value, n = self._loss_of(model, batch)
                 grads = torch.autograd.grad(value, self.parameters, materialize_grads=True)
-                total.add_(flat(grads), alpha=n)
+                self._add(total, grads, n)
                 loss, terms = loss + float(value.detach()) * n, terms + n
         mean, whole = self._mean(loss, terms)
         return mean, self._summed(total) / whole
@@ -98,7 +98,7 @@ class Problem:
                 value, n = self._loss_of(model, batch)
                 grads = torch.autograd.grad(value, self.parameters, create_graph=True, materialize_grads=True)
                 for i, v in enumerate(rows):
-                    total[i].add_(flat(self._second(grads, v, i + 1 < len(rows))), alpha=n)
+                    self._add(total[i], self._second(grads, v, i + 1 < len(rows)), n)
                 terms += n
                 del value, grads
         return self._summed(total) / self._mean(0.0, terms)[1]
@@ -124,6 +124,12 @@ class Problem:
         """Return the pieces of a vector of `size`, each in its parameter's shape and dtype."""
         pieces = torch.split(vector, [p.numel() for p in self.parameters])
         return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    def _add(self, total: Tensor, pieces: Sequence[Tensor], factor: float) -> None:
+        """Add the pieces, times a factor, to where they belong in a vector."""
+        places = torch.split(total, [p.numel() for p in self.parameters])
+        flat_pieces = [piece.reshape(-1) for piece in pieces]
+        torch._foreach_add_(list(places), flat_pieces, alpha=factor)
 
     def weights(self) -> Tensor:
         """Return w, a vector of `size`."""

@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from hf_sam.checks import checked_choice
+from hf_sam.sharpness.lanczos import KEPT, extreme, grow, started
 from hf_sam.sharpness.problem import Problem
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 WHICH = ("LA", "LM", "SA")
 ROUGH = 0.1
 """Residual of the eigenvalue that serves as a measure, relative to it."""
-FEW = 4
-"""Lanczos vectors for one eigenvalue at the end of the spectrum, which stands apart: more do not save products."""
-MANY = 20
-"""For several, or for one in a crowd: fewer take many restarts."""
 
 
-def eigenvalues(problem: Problem, k: int, which: str, tol: float, seed: int, most: int) -> tuple[list[float], Tensor]:
-    """Return k eigenvalues, the one asked for first, and their vectors, (k, size): implicitly restarted Lanczos.
+def eigenvalues(
+    problem: Problem, k: int, which: str, tol: float, seed: int, most: int
+) -> tuple[list[float], Tensor, list[float]]:
+    """Return k eigenvalues, the one asked for first, their vectors, (k, size), and ||H v - lambda v|| of each.
 
-    ARPACK through `scipy.sparse.linalg.eigsh`. A matrix too small for it is written out instead.
+    The largest alone by Lanczos without restarts, which no method with products alone beats; if twenty vectors do not
+    do, and for several, ARPACK (`scipy.sparse.linalg.eigsh`). A matrix too small for it is written out instead.
 
     Args:
         problem: the loss.
@@ -43,7 +43,11 @@ def eigenvalues(problem: Problem, k: int, which: str, tol: float, seed: int, mos
     checked_choice("top_eigenvalues(which=...)", which, WHICH)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= problem.size:
         raise ValueError(f"`top_eigenvalues(k=...)` must be a whole number from 1 to {problem.size}, got {k!r}.")
-    vectors = FEW if k == 1 and which != "SA" else max(2 * k + 1, MANY)
+    vectors = max(2 * k + 1, KEPT)
+    if k == 1 and which != "SA":
+        value, vector, residual, enough = extreme(problem, which, tol, seed)
+        if enough:
+            return [value], vector[None], [residual]
     if problem.size <= vectors + 1:
         values, columns = np.linalg.eigh(_written_out(problem))
     else:
@@ -52,11 +56,10 @@ def eigenvalues(problem: Problem, k: int, which: str, tol: float, seed: int, mos
     order = np.argsort(key)[:k]
     rows = torch.as_tensor(np.ascontiguousarray(columns[:, order].T)).to(problem.device, problem.dtype)
     found: list[float] = values[order].tolist()
-    return found, rows
+    return found, rows, _residuals(problem, found, rows)
 
 
-def residuals(problem: Problem, values: list[float], vectors: Tensor) -> list[float]:
-    """Return ||H v - lambda v|| for each pair."""
+def _residuals(problem: Problem, values: list[float], vectors: Tensor) -> list[float]:
     images = torch.cat([problem.products(v[None]) for v in vectors])
     scaled = torch.tensor(values, dtype=vectors.dtype, device=vectors.device)[:, None] * vectors
     lengths: list[float] = (images - scaled).norm(dim=1).tolist()
@@ -91,36 +94,16 @@ def density(problem: Problem, steps: int, runs: int, seed: int) -> tuple[list[li
     The vectors of a run are all kept and made orthogonal to each other, twice, so that no eigenvalue comes up again:
     `steps` vectors of memory.
     """
-    from scipy.linalg import eigh_tridiagonal
-
     draw = _signs(problem, seed)
     nodes, weights = [], []
     for _ in range(runs):
-        diagonal, beside = _lanczos(problem, draw(1)[0], min(steps, problem.size))
-        values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(beside))
+        space = started(draw(1)[0])
+        while grow(problem, space) and len(space.diagonal) < steps:
+            pass
+        values, vectors = space.pairs()
         nodes.append(values.tolist())
         weights.append((vectors[0] ** 2).tolist())
     return nodes, weights
-
-
-def _lanczos(problem: Problem, start: Tensor, steps: int) -> tuple[list[float], list[float]]:
-    """Return diagonal and off-diagonal of the tridiagonal matrix; shorter where the space is exhausted."""
-    basis = [start / start.norm()]
-    diagonal: list[float] = []
-    beside: list[float] = []
-    for step in range(steps):
-        image = problem.products(basis[-1][None])[0]
-        diagonal.append(float(image @ basis[-1]))
-        for _ in range(2):
-            for each in basis:
-                image = image - (image @ each) * each
-        length = float(image.norm())
-        scale = max(abs(d) for d in diagonal) or 1.0
-        if step + 1 == steps or length <= scale * torch.finfo(problem.dtype).eps * 10:
-            break
-        beside.append(length)
-        basis.append(image / length)
-    return diagonal, beside
 
 
 def _arpack(
@@ -132,10 +115,10 @@ def _arpack(
     matrix is shifted by its largest eigenvalue in magnitude, which a few products show roughly: that is the measure.
     """
     start = np.random.default_rng(seed).standard_normal(problem.size)
-    if (which == "LA" and k == 1) or which == "LM":
+    if which == "LM":
         return _run(problem, 0.0, k, which, vectors, tol, start, most)
-    rough, _ = _run(problem, 0.0, 1, "LM", FEW, ROUGH, start, most)
-    shift = abs(float(rough[0])) * (1 if which == "LA" else -1)
+    rough = extreme(problem, "LM", ROUGH, seed)[0]
+    shift = abs(rough) * (1 if which == "LA" else -1)
     values, columns = _run(problem, shift, k, which, vectors, tol, start, most)
     return values - shift, columns
 
