@@ -193,8 +193,8 @@ def test_weights_that_are_not_in_memory_are_refused() -> None:
 
 
 def test_what_does_not_converge_says_so() -> None:
-    with pytest.raises(RuntimeError, match="did not converge to tol=1e-15 in 1 restarts"):
-        SharpnessAnalyzer(*build("bert")).top_eigenvalues(tol=1e-15, max_restarts=1)
+    with pytest.raises(RuntimeError, match="eigenvalues 'SA' did not converge to tol=1e-15 in 1 restarts"):
+        SharpnessAnalyzer(*build("bert")).top_eigenvalues(3, "SA", tol=1e-15, max_restarts=1)
 
 
 def test_examples_that_make_no_batch_are_refused_with_the_way_out() -> None:
