@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def run(model: Any, batches: Batches, rounds: int) -> dict[str, dict[str, Any]]:
-    """Return value, products and times of each library that is installed; the peak memory of ours, which comes first."""
+    """Return value, products and times of each library that is installed, and the peak memory of ours: it is first."""
     present = {name: each for name, each in LIBRARIES.items() if importlib.util.find_spec(each.module)}
     found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name in present}
     for _ in range(rounds):
