@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_sam.sharpness.lanczos import KEPT
 from scripts import bench_flatness
 
 pytestmark = [pytest.mark.slow, pytest.mark.data]
@@ -26,6 +27,6 @@ def test_it_prints_and_writes_what_each_library_finds(
     assert list(found["results"]) == present
     for row in found["results"].values():
         assert row["lambda_max"] == pytest.approx(found["results"]["hf_sam"]["lambda_max"], rel=1e-2)
-    assert found["results"]["hf_sam"]["products"] <= 16
+    assert found["results"]["hf_sam"]["products"] <= KEPT
     assert 1 < found["gradients_per_product"] < 10
     assert "hf_sam" in capsys.readouterr().out
