@@ -37,7 +37,7 @@ from scripts.common.parsing import parse
 from scripts.common.processes import check_same, part, prepared_together
 from scripts.common.summary import finite, run_facts, show
 from scripts.tasks import TASKS
-from scripts.tasks.base import Task
+from scripts.tasks.base import Task, hold_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +69,7 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
             torch.set_num_threads(args.torch_threads)
         set_seed(training.seed)
         task = TASKS[args.task].build(args, training)
+        hold_out(task, args.hold_out)
         if checkpoint is not None:
             check_same_model(checkpoint, task.model)
     check_same(training, "the checkpoint to resume from", checkpoint)

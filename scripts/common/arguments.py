@@ -28,6 +28,9 @@ class ScriptArguments:
     )
     tokenizer_name: str | None = _option(None, "Tokenizer, if it is not the model's own.")
     image_processor_name: str | None = _option(None, "Image processor, if it is not the model's own.")
+    image_size: int | None = _option(
+        None, "Train from scratch: pixels a side, for models whose config does not say (resnet); 224 when not given."
+    )
     model_revision: str = _option("main", "Branch, tag or commit of the model on the Hub.")
     trust_remote_code: bool = _option(False, "Run model code that comes with the checkpoint.")
     dtype: str = _option(
@@ -54,6 +57,10 @@ class ScriptArguments:
     label_column: str | None = _option(None, "Column of the labels; found by itself when it is called label or labels.")
     validation_share: float = _option(
         0.15, "Share of the training data kept for evaluation when there is no evaluation set (--task image)."
+    )
+    hold_out: float | None = _option(
+        None,
+        "Evaluate on this share of the training data, which is then not trained on, instead of on the evaluation set.",
     )
     max_train_samples: int | None = _option(None, "Use only so many training examples (a random choice, seeded).")
     max_eval_samples: int | None = _option(None, "Use only the first so many evaluation examples.")
@@ -85,8 +92,16 @@ class ScriptArguments:
     def __post_init__(self) -> None:
         _check_range(self, "label_noise", lambda v: 0 <= v < 1, "in [0, 1)")
         _check_range(self, "validation_share", lambda v: 0 < v < 1, "in (0, 1)")
+        _check_range(self, "hold_out", lambda v: v is None or 0 < v < 1, "in (0, 1)")
         _check_range(self, "lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
-        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples", "max_length", "lora_r"):
+        for name in (
+            "max_train_samples",
+            "max_eval_samples",
+            "max_predict_samples",
+            "max_length",
+            "lora_r",
+            "image_size",
+        ):
             _check_range(self, name, lambda v: v is None or v >= 1, "at least 1")
         for name in ("early_stopping_patience", "torch_threads"):
             _check_range(self, name, lambda v: v is None or v >= 1, "at least 1")

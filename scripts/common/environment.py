@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import datasets
 import torch
 import transformers
 
@@ -23,6 +24,7 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
+        "datasets": datasets.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device,

@@ -54,6 +54,9 @@ class Images(TorchDataset):
 def load_processor(args: ScriptArguments, config: Any) -> Any:
     """Return the checkpoint's image processor, or a plain one for a model built from a config."""
     source = args.image_processor_name or args.model_name_or_path
+    if args.image_size is not None and (source is not None or hasattr(config, "image_size")):
+        where = source or "the model's config (--config_overrides)"
+        raise UserError(f"--image_size does nothing here: {where} says how large images are.")
     if source is not None:
         try:
             return AutoImageProcessor.from_pretrained(
@@ -65,7 +68,7 @@ def load_processor(args: ScriptArguments, config: Any) -> Any:
         raise UserError(
             f"--config_overrides: num_channels must be 3 (images are read as RGB), got {config.num_channels}."
         )
-    size = getattr(config, "image_size", 224)
+    size = getattr(config, "image_size", args.image_size or 224)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     half = [0.5, 0.5, 0.5]
     return _processor_class()(size={"height": height, "width": width}, image_mean=half, image_std=half)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import Subset
 
+from scripts.common.errors import UserError
 from scripts.common.losses import Loss
 
 
@@ -55,3 +57,23 @@ class Task:
 def noise_seed(training: Any) -> int:
     """Return the seed of what is random in the data: which rows are taken, which labels are flipped."""
     return training.seed if training.data_seed is None else training.data_seed
+
+
+def hold_out(task: Task, share: float | None) -> None:
+    """Evaluate on a share of the training data, labels and all, which are then not trained on; None does nothing.
+
+    They are the same rows whatever the seed, unless the seed chooses the training data.
+
+    Raises:
+        UserError: if there are no training data, nothing to evaluate, or one of the two parts would be empty.
+    """
+    if share is None:
+        return
+    if task.train is None or not task.evaluation:
+        raise UserError("--hold_out needs training and evaluation: leave --do_train and --do_eval on.")
+    count = round(share * len(task.train))
+    if not 0 < count < len(task.train):
+        raise UserError(f"--hold_out {share} of {len(task.train)} training rows leaves a set empty.")
+    order = np.random.default_rng(0).permutation(len(task.train)).tolist()
+    held, task.train = Subset(task.train, sorted(order[:count])), Subset(task.train, sorted(order[count:]))
+    task.evaluation = {next(iter(task.evaluation)): Split(held)}

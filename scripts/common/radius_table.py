@@ -1,30 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does rho="auto" find what a search over rho finds? A table and a picture from the lines that grid.py wrote.
+"""Does rho="auto" find what a search over rho finds? A table of a grid whose methods are called "DIRECTION RHO".
 
-    python scripts/grid_report.py scripts/grids/rho_auto.yaml scripts/results/rho_auto/runs.jsonl --plot auto.png
-
-Methods are called "DIRECTION RHO"; any other name is not drawn, but for the first, the baseline. Numbers are means and
-standard deviations over seeds, in % of the evaluation set. "auto - best" compares, seed by seed, with the fixed radius
-whose mean is highest on the same examples: choosing it there flatters it.
+Other names are baselines. Numbers are means and standard deviations over seeds, in % of the evaluation set.
+"auto - best" compares, seed by seed, with the fixed radius whose mean is highest on the same examples: choosing it
+there flatters it.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import statistics
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-# `python scripts/grid_report.py` puts scripts/ on the path, the imports below need the folder above it.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from scripts.common.errors import UserError
-from scripts.common.grids import Grid, read_grid
-from scripts.grid import read_rows
+from scripts.common.grids import Grid
+from scripts.common.paired import percent
 
 Scores = dict[int, float]
 """Accuracy in % by seed."""
@@ -32,27 +23,6 @@ Results = dict[str, dict[str, Scores]]
 """By task and method."""
 
 NUMBER = re.compile(r"[0-9.]+(e-?[0-9]+)?")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table as Markdown, and draw the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", type=Path, help="the YAML file")
-    parser.add_argument("runs", type=Path, help="the JSON lines")
-    parser.add_argument("--plot", type=Path, help="write the picture to this file")
-    options = parser.parse_args(argv)
-    try:
-        grid = read_grid(options.grid, Path())
-        results = results_of(grid, read_rows(options.runs))
-        print("\n".join(table(grid, results)))
-        if options.plot:
-            from scripts.common.grid_plot import draw  # matplotlib only where there is something to draw
-
-            draw(grid.titles, results, options.plot)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def results_of(grid: Grid, rows: list[dict[str, Any]]) -> Results:
@@ -64,11 +34,11 @@ def results_of(grid: Grid, rows: list[dict[str, Any]]) -> Results:
     found: Results = {}
     for task in grid.tasks:
         for method in grid.methods:
-            chosen = {r["seed"]: 100 * r["eval_accuracy"] for r in rows if (r["task"], r["method"]) == (task, method)}
+            chosen = percent([r for r in rows if (r["task"], r["method"]) == (task, method)], "final")
             if chosen:
                 found.setdefault(task, {})[method] = dict(sorted(chosen.items()))
     if not found:
-        raise UserError("none of the grid's runs is there: run scripts/grid.py first.")
+        raise UserError("none of the grid's runs is there: run scripts/compare.py first.")
     return found
 
 
@@ -123,7 +93,3 @@ def mean_and_spread(scores: Scores) -> str:
         return ""
     spread = f" ± {statistics.stdev(scores.values()):.1f}" if len(scores) > 1 else ""
     return f"{statistics.mean(scores.values()):.1f}{spread}" + ("" if len(scores) == 3 else f" (n = {len(scores)})")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from scripts import grid_report
-from scripts.common.grid_plot import figure_of
+from scripts.common.errors import UserError
+from scripts.common.grids import Grid, read_grid
+from scripts.common.radius_plot import draw, figure_of
+from scripts.common.radius_table import Results, results_of, split, table
 
 GRID = """
 seeds: [1, 2, 3]
@@ -32,23 +33,23 @@ ACCURACIES = {
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[str]:
+def grid(tmp_path: Path) -> Grid:
+    (tmp_path / "grid.yaml").write_text(GRID, encoding="utf-8")
+    return read_grid(tmp_path / "grid.yaml")
+
+
+@pytest.fixture
+def results(grid: Grid) -> Results:
     rows = [
-        {"task": task, "method": method, "seed": seed, "eval_accuracy": value}
+        {"task": task, "method": method, "seed": seed, "final": value}
         for (task, method), values in ACCURACIES.items()
         for seed, value in enumerate(values, start=1)
     ]
-    (tmp_path / "grid.yaml").write_text(GRID, encoding="utf-8")
-    lines = [json.dumps(row) for row in reversed(rows)]
-    (tmp_path / "runs.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return [str(tmp_path / "grid.yaml"), str(tmp_path / "runs.jsonl")]
+    return results_of(grid, rows[::-1])
 
 
-def test_the_table_has_means_spreads_and_the_difference_to_the_best(
-    files: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert grid_report.main(files) == 0
-    assert capsys.readouterr().out.splitlines() == [
+def test_the_table_has_means_spreads_and_the_difference_to_the_best(grid: Grid, results: Results) -> None:
+    assert table(grid, results) == [
         "| method | easy, clean | hard, wrong labels |",
         "|---|---|---|",
         "| adamw | 90.0 ± 0.0 | 60.0 (n = 1) |",
@@ -62,11 +63,11 @@ def test_the_table_has_means_spreads_and_the_difference_to_the_best(
     ]
 
 
-def test_the_picture_has_a_task_per_column_and_a_direction_per_row(files: list[str], tmp_path: Path) -> None:
-    assert grid_report.main([*files, "--plot", str(tmp_path / "new" / "auto.png")]) == 0
+def test_the_picture_has_a_task_per_column_and_a_direction_per_row(
+    grid: Grid, results: Results, tmp_path: Path
+) -> None:
+    draw(grid.titles, results, tmp_path / "new" / "auto.png")
     assert (tmp_path / "new" / "auto.png").read_bytes().startswith(b"\x89PNG")
-    grid = grid_report.read_grid(Path(files[0]))
-    results = grid_report.results_of(grid, grid_report.read_rows(Path(files[1])))
     panels = figure_of(grid.titles, results).axes
     assert [axes.get_title() for axes in panels] == ["easy,\nclean", "hard,\nwrong labels", "", ""]
     assert {axes.get_xlabel() for axes in panels} == {"rho"}
@@ -75,9 +76,9 @@ def test_the_picture_has_a_task_per_column_and_a_direction_per_row(files: list[s
     assert heights == pytest.approx([93.0, 90.0])
 
 
-def test_a_grid_without_runs_is_one_line(files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert grid_report.main([files[0], str(tmp_path / "nothing.jsonl")]) == 2
-    assert capsys.readouterr().err == "error: none of the grid's runs is there: run scripts/grid.py first.\n"
+def test_a_grid_without_runs_is_one_line(grid: Grid) -> None:
+    with pytest.raises(UserError, match="none of the grid's runs is there"):
+        results_of(grid, [])
 
 
 @pytest.mark.parametrize(
@@ -91,4 +92,4 @@ def test_a_grid_without_runs_is_one_line(files: list[str], tmp_path: Path, capsy
     ],
 )
 def test_a_name_that_ends_in_no_radius_is_a_baseline(method: str, parts: tuple[str, str | None]) -> None:
-    assert grid_report.split(method) == parts
+    assert split(method) == parts
