@@ -16,13 +16,13 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-floor lint format bench clean
+.PHONY: help setup run test test-all test-floor lint format bench results clean
 
 # Nothing here needs the network once the packages are installed.
-test test-all test-floor run bench: export HF_HUB_OFFLINE = 1
-test test-all test-floor run bench: export TOKENIZERS_PARALLELISM = false
+test test-all test-floor run bench results: export HF_HUB_OFFLINE = 1
+test test-all test-floor run bench results: export TOKENIZERS_PARALLELISM = false
 # accelerate imports DeepSpeed wherever it is installed, which says on stdout that it found no GPU unless told so.
-test test-all run bench: export DS_ACCELERATOR = cpu
+test test-all run bench results: export DS_ACCELERATOR = cpu
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ format: $(STAMP)  ## let ruff fix what it can
 bench: $(STAMP)  ## time and memory of a SAM step against a plain one; lambda_max against other libraries
 	@$(VENV)/bin/python scripts/bench.py
 	@if [ -f "$(SST2)" ]; then $(VENV)/bin/python scripts/bench_flatness.py --data "$(SST2)"; fi
+
+results: $(STAMP)  ## the README's tables and figures from the result files; then a small grid, end to end
+	@$(VENV)/bin/python scripts/plot.py
+	@$(VENV)/bin/python scripts/compare.py scripts/grids/small.yaml
 
 clean:  ## remove the virtual environments, build files and caches; outputs stay
 	@rm -rf $(VENV) $(VENV_LOWEST) build dist *.egg-info .bench .pytest_cache .ruff_cache .mypy_cache .hypothesis

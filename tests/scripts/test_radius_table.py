@@ -11,8 +11,8 @@ pytest.importorskip("matplotlib")
 
 from scripts.common.errors import UserError
 from scripts.common.grids import Grid, read_grid
-from scripts.common.radius_plot import draw, figure_of
-from scripts.common.radius_table import Results, results_of, split, table
+from scripts.evidence.radius_plot import draw, figure_of
+from scripts.evidence.radius_table import Results, results_of, split, table
 
 GRID = """
 seeds: [1, 2, 3]

@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from pathlib import Path
 from typing import Any
 
 from scripts.common.errors import UserError
-from scripts.common.grids import Grid
+from scripts.common.grids import Grid, read_grid
 from scripts.common.paired import percent
+from scripts.common.runs import read_runs
+
+GRID = Path(__file__).resolve().parents[1] / "grids" / "rho_auto.yaml"
 
 Scores = dict[int, float]
 """Accuracy in % by seed."""
@@ -23,6 +27,12 @@ Results = dict[str, dict[str, Scores]]
 """By task and method."""
 
 NUMBER = re.compile(r"[0-9.]+(e-?[0-9]+)?")
+
+
+def read(results: Path) -> tuple[Grid, Results]:
+    """Return the grid of radii and what it found."""
+    grid = read_grid(GRID, Path())  # the data's folder is of no interest here
+    return grid, results_of(grid, read_runs(results / "rho_auto" / "runs"))
 
 
 def results_of(grid: Grid, rows: list[dict[str, Any]]) -> Results:
