@@ -9,6 +9,9 @@ STAMP_LOWEST  := $(VENV_LOWEST)/.installed
 FAST          := not slow and not data and not distributed and not gpu
 # More arguments for pytest: make test PYTEST_ARGS="-k restore -x"
 PYTEST_ARGS   ?=
+# make gpu: speed, noise or glue; its data
+STAGE         ?= speed
+DATA          ?= ../shared/data
 # Sentences for the benchmark of lambda_max: make bench SST2=train.parquet
 SST2          ?= ../shared/data/glue/sst2/train.parquet
 
@@ -16,7 +19,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-floor lint format bench results clean
+.PHONY: help setup run test test-all test-floor lint format bench results gpu clean
 
 # Nothing here needs the network once the packages are installed.
 test test-all test-floor run bench results: export HF_HUB_OFFLINE = 1
@@ -50,13 +53,19 @@ format: $(STAMP)  ## let ruff fix what it can
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: $(STAMP)  ## time and memory of a SAM step against a plain one; lambda_max against other libraries
+bench: $(STAMP)  ## time and memory of a step against a plain one and against other libraries, lambda_max too
 	@$(VENV)/bin/python scripts/bench.py
+	@$(VENV)/bin/python scripts/bench_peers.py
 	@if [ -f "$(SST2)" ]; then $(VENV)/bin/python scripts/bench_flatness.py --data "$(SST2)"; fi
 
 results: $(STAMP)  ## the README's tables and figures from the result files; then a small grid, end to end
 	@$(VENV)/bin/python scripts/plot.py
 	@$(VENV)/bin/python scripts/compare.py scripts/grids/small.yaml
+
+gpu: $(STAMP)  ## with a CUDA device, under 10 minutes a stage: make gpu STAGE=speed, noise or glue (again: go on)
+	@if [ "$(STAGE)" = speed ]; then $(VENV)/bin/python scripts/bench_gpu.py --output scripts/results/bench/gpu.json; \
+	else $(VENV)/bin/python scripts/compare.py scripts/grids/gpu_$(STAGE).yaml --data "$(DATA)" \
+	  --output scripts/results/gpu_$(STAGE) --minutes 8 || [ $$? = 1 ]; fi  # 1: there is more to run
 
 clean:  ## remove the virtual environments, build files and caches; outputs stay
 	@rm -rf $(VENV) $(VENV_LOWEST) build dist *.egg-info .bench .pytest_cache .ruff_cache .mypy_cache .hypothesis

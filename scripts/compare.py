@@ -63,8 +63,11 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, help="instead of the grid's")
     parser.add_argument("--share", default="1/1", help="which part of the runs, such as 1/2: every other one")
-    parser.add_argument("--set", nargs="+", default=[], help="more arguments for every run, such as max_steps=50")
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="arguments for every run: max_steps=50; NAME= takes one away"
+    )
     parser.add_argument("--keep", type=Path, help="keep the models, each in a folder of its own in this one")
+    parser.add_argument("--minutes", type=float, help="start no run after so many")
     parser.add_argument("--summary", action="store_true", help="run nothing, only compare")
     options = parser.parse_args(argv)
     options.output = options.output or Path("outputs/compare") / options.grid.stem
@@ -109,10 +112,14 @@ def run_all(
 ) -> list[tuple[Cell, str]]:
     """Run the cells that have no result yet; return those that cannot be run, with the reason."""
     left: list[tuple[Cell, str]] = []
+    started = time.perf_counter()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         todo = bar.add_task("runs", total=len(cells))
         for cell in cells:
+            if options.minutes is not None and time.perf_counter() - started > 60 * options.minutes:
+                left.append((cell, "out of --minutes, start again"))
+                continue
             bar.update(todo, description=f"{cell.task}, {cell.method}, seed {cell.seed}")
             try:
                 line = run_one(grid, cell, options, given)

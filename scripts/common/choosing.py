@@ -29,7 +29,8 @@ def arguments_of(grid: Grid, cell: Cell, folder: Path, given: dict[str, Any]) ->
     Raises:
         Waiting: if a run that has to come before is missing.
     """
-    arguments, method = grid.arguments(cell.task, cell.method) | given, grid.methods[cell.method]
+    method, wanted = grid.methods[cell.method], grid.arguments(cell.task, cell.method) | given
+    arguments = {name: value for name, value in wanted.items() if value != ""}
     how: dict[str, Any] = {}
     if method.choose:
         how["chosen"] = choose(arguments, cell, folder / "choosing", method.choose)

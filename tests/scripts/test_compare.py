@@ -224,3 +224,9 @@ def test_the_summary_alone_runs_nothing(file: Path, finished: Path, capsys: pyte
     assert compare.main([str(file), "--output", str(finished), "--summary", "--seeds", "1", "2", "3"]) == 0
     assert {path: path.stat().st_mtime_ns for path in (finished / "runs").iterdir()} == before
     assert "against adamw" in capsys.readouterr().out
+
+
+def test_out_of_time_nothing_more_is_started(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main([str(file), "--output", str(tmp_path / "out"), "--minutes", "-1"]) == 2
+    assert "none of the grid's runs is there" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()

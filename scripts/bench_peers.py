@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does a SAM step cost here and with other libraries, on top of its two passes, and which of them break?
+
+    python scripts/bench_peers.py                                     # 22M parameters
+    python scripts/bench_peers.py --hidden 768 --layers 12            # 110M, BERT-base
+    python scripts/bench_peers.py --output scripts/results/bench/peers.json
+
+Same model, data and base optimizer (AdamW). Every step is divided by two plain passes and an update, timed just before
+it; medians of the rounds. Memory: the peak of a process of its own. The last table takes each through what a
+training run brings: "accumulation" and "resume" are differences of float64 weights after three and six steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# `python scripts/bench_peers.py` puts scripts/ on the path, the imports below need the folder above it.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+from hf_sam import SAMConfig, SAMTrainer
+from scripts.bench import StepClock, run_quietly
+from scripts.common.environment import environment
+from scripts.common.memory import peak_bytes
+from scripts.common.parsing import PlainParser
+from scripts.common.peer_checks import checks
+from scripts.common.peers import LOOPS, RHO, TwoPassTrainer
+
+TRAINERS: dict[str, Callable[..., Trainer]] = {
+    "two plain passes of the Trainer": TwoPassTrainer,
+    "SAMTrainer": lambda *args, **rest: SAMTrainer(*args, sam_config=SAMConfig(rho=RHO), **rest),
+}
+"""In the Trainer; the first is what the others are divided by."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write."""
+    options = options_of(argv)
+    torch.set_num_threads(options.threads)
+    transformers.utils.logging.set_verbosity_error()
+    if options.memory_of:
+        seconds(options.memory_of, options)
+        print(json.dumps(peak_bytes()))
+        return 0
+    names = [*LOOPS, *TRAINERS]
+    peaks = {name: peak_of(name) for name in track(names, "memory", transient=True)}
+    rounds = [
+        {name: seconds(name, options) for name in (names if number % 2 else names[::-1])}
+        for number in track(range(options.rounds), "time", transient=True)
+    ]
+    weights = 4 * sum(p.numel() for p in model_of(options).parameters())
+    rows = {name: row_of(name, rounds, peaks, weights) for name in names}
+    transformers.utils.logging.disable_progress_bar()
+    survived = {name: checks(kind) for name, kind in LOOPS.items() if name != next(iter(LOOPS))}
+    results = {
+        "settings": {k: v for k, v in vars(options).items() if k not in ("output", "memory_of")},
+        "parameters": weights // 4,
+        "environment": environment(),
+        "results": rows,
+        "checks": survived,
+    }
+    show(results)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options."""
+    parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--hidden", type=int, default=384, help="hidden size, a multiple of 64 (384)")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=32, help="examples in a batch (32)")
+    parser.add_argument("--length", type=int, default=64, help="tokens in an example (64)")
+    parser.add_argument("--steps", type=int, default=4, help="in a round; the first is not timed (4)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--output", type=Path, help="write the results to this JSON file")
+    parser.add_argument("--memory-of", choices=[*LOOPS, *TRAINERS], help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def model_of(options: argparse.Namespace) -> Any:
+    """Return the encoder."""
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": options.hidden // 64, "intermediate_size": 4 * options.hidden}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = BertConfig(hidden_size=options.hidden, num_hidden_layers=options.layers, **heads)
+    model: Any = BertForSequenceClassification(config)
+    return model.to(device)
+
+
+def seconds(name: str, options: argparse.Namespace) -> float:
+    """Return the mean time of the steps after the first."""
+    model = model_of(options)
+    size = options.steps * options.batch
+    tokens = torch.randint(1000, 30000, (size, options.length))
+    labels = torch.arange(size) % 2
+    clock = StepClock()
+    if name in TRAINERS:
+        data = [{"input_ids": row, "labels": label} for row, label in zip(tokens, labels, strict=True)]
+        with tempfile.TemporaryDirectory() as folder:
+            args = TrainingArguments(
+                folder, max_steps=options.steps, per_device_train_batch_size=options.batch, save_strategy="no",
+                report_to="none", disable_tqdm=True, logging_strategy="no", use_cpu=not torch.cuda.is_available(),
+                max_grad_norm=0.0, optim="adamw_torch",
+            )  # fmt: skip
+            run_quietly(TRAINERS[name](model, args, train_dataset=data, callbacks=[clock]))
+    else:
+        model.train()
+        step_through(
+            LOOPS[name](model), model, torch.split(tokens, options.batch), torch.split(labels, options.batch), clock
+        )
+    return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)
+
+
+def step_through(peer: Any, model: Any, tokens: Any, labels: Any, clock: StepClock) -> None:
+    """Take a step on every batch."""
+    for ids, label in zip(tokens, labels, strict=True):
+        batch = {"input_ids": ids.to(model.device), "labels": label.to(model.device)}
+
+        def closure(batch: dict[str, torch.Tensor] = batch) -> torch.Tensor:
+            loss: torch.Tensor = model(**batch).loss
+            torch.autograd.backward(loss)
+            return loss.detach()
+
+        peer.step(closure)
+        clock.on_step_end()
+
+
+def peak_of(name: str) -> int:
+    """Return the peak memory of a process of its own, in bytes."""
+    # glibc keeps freed blocks for later; told not to, the resident size is what is really in use.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+    answer = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    return int(answer.stdout.splitlines()[-1])
+
+
+def row_of(name: str, rounds: list[dict[str, float]], peaks: dict[str, int], weights: int) -> dict[str, Any]:
+    """Return what was measured of one way."""
+    floor = next(iter(TRAINERS if name in TRAINERS else LOOPS))
+    ratios = [each[name] / each[floor] for each in rounds]
+    return {
+        "floor": floor,
+        "seconds_per_step": statistics.median(each[name] for each in rounds),
+        "time_ratio": statistics.median(ratios),
+        "time_ratio_range": [min(ratios), max(ratios)],
+        "peak_bytes": peaks[name],
+        "extra_copies_of_the_weights": (peaks[name] - peaks[floor]) / weights,
+    }
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print both tables."""
+    table = Table("", "time, two plain passes = 1", "range", "extra peak memory, in copies of the weights")
+    table.title = f"{results['parameters'] / 1e6:.1f}M parameters"
+    for name, row in results["results"].items():
+        low, high = row["time_ratio_range"]
+        memory = f"{row['extra_copies_of_the_weights']:.2f}"
+        table.add_row(name, f"{row['time_ratio']:.3f}", f"{low:.3f} to {high:.3f}", memory)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    columns = next(iter(results["checks"].values()))
+    table = Table("", *columns)
+    for name, found in results["checks"].items():
+        table.add_row(name, *found.values())
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
