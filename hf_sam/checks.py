@@ -56,10 +56,10 @@ def check_number(
     return number
 
 
-def check_count(where: str, name: str, value: Any) -> None:
-    """Raise unless `value` is a whole number >= 1; the message says `where(name=...)`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{where}({name}=...)` must be a whole number >= 1, got {value!r}.")
+def check_count(where: str, name: str, value: Any, *, least: int = 1) -> None:
+    """Raise unless `value` is a whole number >= `least`; the message says `where(name=...)`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{where}({name}=...)` must be a whole number >= {least}, got {value!r}.")
 
 
 def checked_choice(argument: str, value: Any, choices: Sequence[str]) -> str:

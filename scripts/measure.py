@@ -62,6 +62,7 @@ def _parsed(argv: list[str]) -> tuple[argparse.Namespace, Any, Any]:
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
     parser.add_argument("--examples", type=int, default=256, help="at most so many, drawn with --seed (256)")
     parser.add_argument("--batch", type=int, default=32, help="examples at a time (32)")
+    parser.add_argument("--graphs", type=int, default=1, help="batches whose graph is kept: more memory, less time (1)")
     parser.add_argument("--eigenvalues", type=int, default=5, help="of the Hessian (5)")
     parser.add_argument("--products", type=int, default=30, help="with the Hessian, for the trace (30)")
     parser.add_argument("--radius", type=float, default=0.05, help="rho of the rises of the loss (0.05)")
@@ -105,6 +106,7 @@ def _measured(options: argparse.Namespace, args: Any, training: Any) -> dict[str
         models[name], task = built.model, task or built
     settings = {
         "batch_size": options.batch,
+        "graphs": options.graphs,
         "max_examples": options.examples,
         "parameters": options.parameters,
         "seed": training.seed,

@@ -22,7 +22,7 @@ from hf_sam.sharpness.loan import Loan, bare
 from hf_sam.sharpness.losses import LossFunction
 from hf_sam.sharpness.probe import Collator, Probe
 from hf_sam.sharpness.problem import Problem
-from hf_sam.sharpness.results import Density, Eigenvalues, Estimate, Rise, rise_of, standard_error
+from hf_sam.sharpness.results import Density, Eigenvalues, Estimate, Rise, name_of, rise_of, standard_error
 from hf_sam.sharpness.summary import summary_of
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "as loaded": None}
@@ -53,6 +53,8 @@ class SharpnessAnalyzer:
         dtype: "float32" or "float64", whatever the weights are stored in, without autocast; "as loaded" keeps both.
         seed: of the choice of examples and of everything random.
         loss: (model, batch) -> (mean loss, number of terms in the mean), in place of the model's own.
+        graphs: batches whose graph stays in memory from one product with the Hessian to the next: over these a product
+            costs two gradients instead of three. 0 saves memory, as many as there are batches a third of the time.
 
     Raises:
         ValueError: if an argument is out of range, or there is no example.
@@ -70,9 +72,11 @@ class SharpnessAnalyzer:
         dtype: str = "float32",
         seed: int = 0,
         loss: LossFunction | None = None,
+        graphs: int = 1,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("max_examples", max_examples)):
             check_count("SharpnessAnalyzer", name, value)
+        check_count("SharpnessAnalyzer", "graphs", graphs, least=0)
         checked_choice("SharpnessAnalyzer(dtype=...)", dtype, tuple(DTYPES))
         model = bare(model)
         which = "all" if parameters == "trainable" else parameters
@@ -85,7 +89,7 @@ class SharpnessAnalyzer:
             )
         self.seed = seed
         self.probe = Probe(model, dataset, data_collator, batch_size, max_examples, seed)
-        self.problem = Problem(Loan(model, picked, DTYPES[dtype], seed), self.probe, loss)
+        self.problem = Problem(Loan(model, picked, DTYPES[dtype], seed), self.probe, loss, graphs)
         self.settings = {
             "parameters": parameters,
             "number_of_parameters": self.problem.size,
@@ -191,7 +195,7 @@ class SharpnessAnalyzer:
         scale = ascent.scales(self.problem, adaptive)
         with self._measuring(rho=rho, adaptive=adaptive, n=n) as how:
             rises, loss, norm = ascent.average_rises(self.problem, rho, n, scale, self.seed)
-        name = _name("average", rho, adaptive, len(self.probe.examples))
+        name = name_of("average", rho, adaptive, len(self.probe.examples))
         return rise_of(name, [(rise, loss, norm) for rise in rises], [1 / n] * n, how)
 
     def per_module(self, patterns: Sequence[str], products: int = 30) -> dict[str, dict[str, Any]]:
@@ -240,10 +244,5 @@ class SharpnessAnalyzer:
             check_count(f"{kind}_sharpness", "m", m)
         with self._measuring(m=m, **call) as how:
             found, shares = over_groups(self.problem, m, measure)
-        name = _name(kind, call["rho"], call["adaptive"], m or len(self.probe.examples))
+        name = name_of(kind, call["rho"], call["adaptive"], m or len(self.probe.examples))
         return rise_of(name, found, shares, how)
-
-
-def _name(kind: str, rho: float, adaptive: bool, m: int) -> str:
-    """Return a name that two results share only if they are the same quantity."""
-    return f"{kind}(rho={rho:g}, {'adaptive, ' if adaptive else ''}m={m})"

@@ -52,12 +52,16 @@ class Probe:
         self._made: dict[int, list[Batch]] = {}
 
     def batches(self, size: int | None = None) -> list[Batch]:
-        """Return all batches of `size` examples (`batch_size` by default), on the model's device; made once."""
+        """Return all batches of `size` examples (`batch_size` by default), on the model's device; made once.
+
+        Texts of about the same length come into one batch.
+        """
         size = min(size or self.batch_size, len(self.examples))
         if size not in self._made:
             device = devices_of(self.model.parameters())[0]
+            ordered = sorted(self.examples, key=_length, reverse=True)  # little padding, and the largest batch first
             with _streams_kept(self.model, self.seed):
-                parts = [self.examples[i : i + size] for i in range(0, len(self.examples), size)]
+                parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
                 self._made = {size: [_on(self._collated(part), device) for part in parts]}
         return self._made[size]
 
@@ -109,6 +113,12 @@ def _accepted(model: nn.Module) -> set[str] | None:
     if inspect.Parameter.VAR_KEYWORD in kinds and not named & {"labels", "input_ids", "pixel_values"}:
         return None
     return named | set(LABELS)
+
+
+def _length(example: Any) -> int:
+    """Return the number of tokens of a text; the same for all other examples."""
+    tokens = example.get("input_ids") if isinstance(example, Mapping) else None
+    return len(tokens) if isinstance(tokens, Sized) else 0
 
 
 def _selected(dataset: Iterable[Any], most: int, seed: int) -> Sequence[Any]:

@@ -15,6 +15,9 @@ from hf_sam.sharpness.loan import Loan
 from hf_sam.sharpness.losses import LossFunction, ModelLoss
 from hf_sam.sharpness.probe import Batch, Probe
 
+Curve = tuple[Sequence[Tensor], float]
+"""The gradient of a batch with its graph, and the number of terms."""
+
 
 @dataclass
 class Counts:
@@ -32,17 +35,20 @@ class Problem:
         loan: the model, with copies of its parameters.
         probe: the examples.
         loss: returns the mean loss of a batch and the number of terms in it; the model's own without one.
+        graphs: of so many batches the graph of the gradient stays in memory inside of `graphs_kept`.
     """
 
-    def __init__(self, loan: Loan, probe: Probe, loss: LossFunction | None = None) -> None:
+    def __init__(self, loan: Loan, probe: Probe, loss: LossFunction | None = None, graphs: int = 0) -> None:
         self.loan, self.probe = loan, probe
         self.loss_function = loss or ModelLoss()
+        self._graphs: dict[int, Curve] | None
         self.names, self.parameters = loan.names, loan.parameters
         self.size = sum(p.numel() for p in self.parameters)
         self.device = devices_of(self.parameters)[0]
         self.dtype = torch.promote_types(self.parameters[0].dtype, torch.float32)
         self.counts = Counts()
         self.rank, self.processes = _place()
+        self._most_graphs, self._graphs = graphs, None
 
     def restricted(self, names: Sequence[str]) -> Problem:
         """Return the problem in these parameters alone; the others stay where they are. It counts by itself."""
@@ -94,14 +100,36 @@ class Problem:
         total, terms = torch.zeros_like(vectors), 0.0
         rows = [self.split(v) for v in vectors]
         with self.loan.taken() as model:
-            for batch in self._mine():
-                value, n = self._loss_of(model, batch)
-                grads = torch.autograd.grad(value, self.parameters, create_graph=True, materialize_grads=True)
+            for number, batch in enumerate(self._mine()):
+                grads, n = self._curve(model, number, batch)
+                kept = number in (self._graphs or {})
                 for i, v in enumerate(rows):
-                    self._add(total[i], self._second(grads, v, i + 1 < len(rows)), n)
+                    self._add(total[i], self._second(grads, v, kept or i + 1 < len(rows)), n)
                 terms += n
-                del value, grads
+                del grads
         return self._summed(total) / self._mean(0.0, terms)[1]
+
+    @contextmanager
+    def graphs_kept(self) -> Iterator[None]:
+        """Keep the graphs of the first batches from product to product, for as long as the weights stay.
+
+        A product then costs two gradients over these instead of three, and their memory.
+        """
+        self._graphs = {}
+        try:
+            yield
+        finally:
+            self._graphs = None
+
+    def _curve(self, model: nn.Module, number: int, batch: Batch) -> Curve:
+        """Return the gradient of a batch, which can be differentiated, and its number of terms."""
+        if self._graphs and number in self._graphs:
+            return self._graphs[number]
+        value, n = self._loss_of(model, batch)
+        curve = torch.autograd.grad(value, self.parameters, create_graph=True, materialize_grads=True), n
+        if self._graphs is not None and number < self._most_graphs:
+            self._graphs[number] = curve
+        return curve
 
     # ------------------------------------------------------------------------------------------------------------------
     # Elsewhere

@@ -142,3 +142,8 @@ def rise_of(
 def standard_error(draws: Sequence[float]) -> float:
     """Return the standard error of the mean; not a number for a single draw."""
     return statistics.stdev(draws) / math.sqrt(len(draws)) if len(draws) > 1 else math.nan
+
+
+def name_of(kind: str, rho: float, adaptive: bool, m: int) -> str:
+    """Return a name that two results share only if they are the same quantity."""
+    return f"{kind}(rho={rho:g}, {'adaptive, ' if adaptive else ''}m={m})"

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,11 +16,24 @@ from hf_sam.sharpness.lanczos import KEPT, extreme, grow, started
 from hf_sam.sharpness.problem import Problem
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
+Measure = TypeVar("Measure", bound=Callable[..., Any])
 WHICH = ("LA", "LM", "SA")
 ROUGH = 0.1
 """Residual of the eigenvalue that serves as a measure, relative to it."""
 
 
+def _keeping_graphs(measure: Measure) -> Measure:
+    """Let products share what they can for as long as `measure` runs, which moves no weights."""
+
+    @functools.wraps(measure)
+    def kept(problem: Problem, *args: Any) -> Any:
+        with problem.graphs_kept():
+            return measure(problem, *args)
+
+    return cast(Measure, kept)
+
+
+@_keeping_graphs
 def eigenvalues(
     problem: Problem, k: int, which: str, tol: float, seed: int, most: int
 ) -> tuple[list[float], Tensor, list[float]]:
@@ -66,6 +80,7 @@ def _residuals(problem: Problem, values: list[float], vectors: Tensor) -> list[f
     return lengths
 
 
+@_keeping_graphs
 def trace(problem: Problem, products: int, seed: int) -> list[float]:
     """Return draws whose mean is the trace (Hutch++, Meyer et al. 2021, algorithm 1), from so many products.
 
@@ -88,6 +103,7 @@ def trace(problem: Problem, products: int, seed: int) -> list[float]:
     return [inside + float(each) for each in (rest * problem.products(rest)).sum(dim=1)]
 
 
+@_keeping_graphs
 def density(problem: Problem, steps: int, runs: int, seed: int) -> tuple[list[list[float]], list[list[float]]]:
     """Return nodes and weights of `runs` runs of Lanczos, each with a random start (Ghorbani et al. 2019).
 
