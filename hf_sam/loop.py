@@ -128,7 +128,7 @@ def _in_two_passes(
         closure()
 
     try:
-        descend(evaluate_again, params, direction, rho=rho, rounding=rounding)
+        descend(evaluate_again, params, direction, rho=rho, rounding=rounding, measured=False)
     finally:
         end.restore()
         restore_(kept, buffers_at_end)

@@ -29,6 +29,7 @@ def descend(
     comparable: bool = True,
     rounding: StochasticRounding | None = None,
     mixing: Mixing = UNMIXED,
+    measured: bool = True,
 ) -> Report:
     """Turn the clean gradient in `.grad` into the perturbed one: climb, re-evaluate, come back.
 
@@ -43,6 +44,7 @@ def descend(
             over processes (DDP); then there is no cosine.
         rounding: how weights of 16 bits are rounded; to nearest by default.
         mixing: what else is made of h.
+        measured: whether epsilon and the cosine are measured on the way back; NaN where they are not.
 
     Returns:
         What was measured. `.grad` holds h, or `direction.combine(g, h)`, on top of `onto`.
@@ -52,26 +54,35 @@ def descend(
     moved = like(params, [p for p, _ in reached])
     _check_gradients(moved)
     length = rho(moved, _gradients(moved)) if callable(rho) else rho
-    clean = clean_copy(moved, _gradients(moved), direction, length, needed=direction.combines or mixing.weight != 1)
+    mixes = direction.combines or mixing.weight != 1
+    clean = clean_copy(moved, _gradients(moved), direction, length, needed=mixes) if mixes or measured else None
     clean_norm = global_norm(_gradients(moved), moved) if mixing.renormalise else None
     before = [None if earlier is None else local(earlier).clone() for _, earlier in reached]
     excursion = Excursion(moved)
     try:
         ascent = direction.ascend(moved, _gradients(moved), length)
-        usable, asked_norm = ascent.usable, asked_norm_of(ascent, moved)
+        usable, asked_norm = ascent.usable, asked_norm_of(ascent, moved) if measured else None
         excursion.climb(ascent, rounding)
         del ascent
         set_gradients(params, onto)  # drops the clean gradient: from here on the copy of w is all that is extra
         torch.clear_autocast_cache()  # a context around both passes would keep casts of the weights as they were
         evaluate()
         h = list(map(_added, moved, before))
-        epsilon_norm, grad_cosine = measure(excursion, moved, clean, h, direction)
+        epsilon_norm, grad_cosine = (
+            measure(excursion, moved, clean, h, direction) if measured else _only_back(excursion, usable)
+        )
     finally:
         bring_back(excursion)
         torch.clear_autocast_cache()
     if direction.combines or mixing.changes:
         _put(moved, before, _finished(moved, h, clean, clean_norm, direction, mixing))
     return Report(usable, epsilon_norm, grad_cosine if comparable else grad_cosine * torch.nan, asked_norm, length)
+
+
+def _only_back(excursion: Excursion, usable: Tensor) -> tuple[Tensor, Tensor]:
+    # Here and not only at the end, where a Ctrl-C between two lines would be the last one that is noticed.
+    excursion.come_back()
+    return usable * torch.nan, usable * torch.nan
 
 
 def _gradients(params: list[Tensor]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -140,3 +141,23 @@ def test_a_large_parameter_moves_as_its_pieces_would(direction: Variant) -> None
     closure = backward_closure(lambda: torch.cat([r @ x for r in rows]).sin().sum())
     sharpness_aware_grad(closure, rows, variant=direction, rho=1.0)
     assert relative_error([whole.grad], [torch.cat([r.grad for r in rows])]) < 1e-11
+
+
+def test_what_nobody_asks_for_is_not_measured_and_the_gradient_is_the_same() -> None:
+    """`sharpness_aware_grad` returns no report: measuring would be passes over the weights for nothing."""
+    reports, grads = [], []
+    for wanted in (True, False):
+        torch.manual_seed(0)
+        w = torch.nn.Parameter(torch.randn(7))
+
+        def evaluate(w: torch.nn.Parameter = w) -> None:
+            (w.square().sum() + w.prod()).backward()
+
+        evaluate()
+        reports.append(descend(evaluate, [w], SAM(), rho=0.1, measured=wanted))
+        grads.append(w.grad)
+    assert torch.equal(*grads)
+    assert math.isfinite(float(reports[0].epsilon_norm))
+    assert math.isnan(float(reports[1].epsilon_norm))
+    assert math.isnan(float(reports[1].grad_cosine))
+    assert reports[1].usable
