@@ -120,12 +120,14 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
 
 
 def _train(trainer: SAMTrainer, task: Task, checkpoint: Path | None) -> dict[str, Any]:
+    before = time.process_time()
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    cpu_time = time.process_time() - before
     if trainer.is_fsdp_enabled:  # checkpoints may be sharded, but the result is an ordinary model
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     trainer.save_state()
-    return _save(trainer, "train", {**output.metrics, "train_samples": len(task.train)})
+    return _save(trainer, "train", {**output.metrics, "train_cpu_time": cpu_time, "train_samples": len(task.train)})
 
 
 def _evaluate(trainer: SAMTrainer, task: Task) -> dict[str, Any]:

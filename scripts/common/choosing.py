@@ -47,7 +47,7 @@ def factor(grid: Grid, cell: Cell, folder: Path) -> float:
     times = {
         (row["method"], row["seed"]): row["train_time"]
         for row in read_runs(folder / "runs")
-        if row["task"] == cell.task
+        if row["task"] == cell.task and "train_time" in row
     }
     seeds = [seed for method, seed in times if method == other and (grid.baseline, seed) in times]
     if cell.seed not in seeds:

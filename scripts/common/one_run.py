@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from transformers.utils import logging
 
 from scripts.common.environment import environment
@@ -48,7 +49,7 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
         "final": results.get(metric),
         "best": max(reached) if reached else results.get(metric),
         "steps": state["global_step"],
-        "train_time": results["train_runtime"] - sum(e["eval_runtime"] for e in evaluations),
+        "train_time": _train_time(results, sum(e["eval_runtime"] for e in evaluations)),
         "peak_memory": memory,
         **kept,
         **({"rho_mean": statistics.mean(radii), "rho_last": radii[-1]} if radii else {}),
@@ -56,6 +57,16 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
         "arguments": shown(arguments),
         "environment": environment(),
     }
+
+
+def _train_time(results: dict[str, Any], evaluations: float) -> float:
+    """Return the time without the evaluations on the way.
+
+    On one CPU thread it is that which the process had, which others on the machine do not lengthen.
+    """
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    share = 1 - evaluations / results["train_runtime"]
+    return share * float(results["train_cpu_time" if alone else "train_runtime"])
 
 
 def curves_of(history: list[dict[str, Any]], metric: str) -> dict[str, Curve]:

@@ -84,8 +84,8 @@ def _line(runs: list[dict[str, Any]], base: list[dict[str, Any]], plain: dict[in
 
 
 def _ratio(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> float | None:
-    times = {row["seed"]: row["train_time"] for row in base}
-    ratios = [row["train_time"] / times[row["seed"]] for row in runs if row["seed"] in times]
+    times = {row["seed"]: row["train_time"] for row in base if "train_time" in row}
+    ratios = [row["train_time"] / times[row["seed"]] for row in runs if "train_time" in row and row["seed"] in times]
     return statistics.median(ratios) if ratios else None
 
 
