@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.common.errors import UserError
 from scripts.common.parsing import PlainParser
-from scripts.evidence import bench_tables, flatness_tables, preset_tables, radius_plot, radius_table
+from scripts.evidence import bench_tables, flatness_plot, flatness_tables, preset_tables, radius_plot, radius_table
 from scripts.evidence.readme import with_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
 }
 """By the name between the marks in the README."""
 
-FIGURES: list[Callable[[Path], None]] = [draw_radii]
+FIGURES: list[Callable[[Path], None]] = [draw_radii, flatness_plot.draw]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
