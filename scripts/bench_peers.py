@@ -46,6 +46,8 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
     "SAMTrainer": lambda *args, **rest: SAMTrainer(*args, sam_config=SAMConfig(rho=RHO), **rest),
 }
 """In the Trainer; the first is what the others are divided by."""
+NAMES = [*LOOPS, *TRAINERS]
+FLOORS = [next(iter(LOOPS)), next(iter(TRAINERS))]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds(options.memory_of, options)
         print(json.dumps(peak_bytes()))
         return 0
-    names = [*LOOPS, *TRAINERS]
+    names = options.sides
     peaks = {name: peak_of(name) for name in track(names, "memory", transient=True)}
     rounds = [
         {name: seconds(name, options) for name in (names if number % 2 else names[::-1])}
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     weights = 4 * sum(p.numel() for p in model_of(options).parameters())
     rows = {name: row_of(name, rounds, peaks, weights) for name in names}
     transformers.utils.logging.disable_progress_bar()
-    survived = {name: checks(kind) for name, kind in LOOPS.items() if name != next(iter(LOOPS))}
+    survived = {name: checks(LOOPS[name]) for name in names if name in LOOPS and name != FLOORS[0]}
     results = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("output", "memory_of")},
         "parameters": weights // 4,
@@ -88,12 +90,16 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--batch", type=int, default=32, help="examples in a batch (32)")
     parser.add_argument("--length", type=int, default=64, help="tokens in an example (64)")
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches that a batch is cut into (1)")
+    parser.add_argument("--sides", nargs="+", choices=NAMES, default=NAMES, metavar="SIDE", help=", ".join(NAMES))
     parser.add_argument("--steps", type=int, default=4, help="in a round; the first is not timed (4)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--output", type=Path, help="write the results to this JSON file")
-    parser.add_argument("--memory-of", choices=[*LOOPS, *TRAINERS], help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    parser.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    options.sides = [name for name in NAMES if name in options.sides or name in FLOORS]
+    return options
 
 
 def model_of(options: argparse.Namespace) -> Any:
@@ -117,28 +123,32 @@ def seconds(name: str, options: argparse.Namespace) -> float:
         data = [{"input_ids": row, "labels": label} for row, label in zip(tokens, labels, strict=True)]
         with tempfile.TemporaryDirectory() as folder:
             args = TrainingArguments(
-                folder, max_steps=options.steps, per_device_train_batch_size=options.batch, save_strategy="no",
+                folder, max_steps=options.steps, save_strategy="no",
+                per_device_train_batch_size=options.batch // options.accumulation,
+                gradient_accumulation_steps=options.accumulation,
                 report_to="none", disable_tqdm=True, logging_strategy="no", use_cpu=not torch.cuda.is_available(),
                 max_grad_norm=0.0, optim="adamw_torch",
             )  # fmt: skip
             run_quietly(TRAINERS[name](model, args, train_dataset=data, callbacks=[clock]))
     else:
         model.train()
-        step_through(
-            LOOPS[name](model), model, torch.split(tokens, options.batch), torch.split(labels, options.batch), clock
-        )
+        batches = torch.split(tokens, options.batch), torch.split(labels, options.batch)
+        step_through(LOOPS[name](model), model, *batches, options.accumulation, clock)
     return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)
 
 
-def step_through(peer: Any, model: Any, tokens: Any, labels: Any, clock: StepClock) -> None:
+def step_through(peer: Any, model: Any, tokens: Any, labels: Any, accumulation: int, clock: StepClock) -> None:
     """Take a step on every batch."""
     for ids, label in zip(tokens, labels, strict=True):
-        batch = {"input_ids": ids.to(model.device), "labels": label.to(model.device)}
+        chunks = list(zip(ids.chunk(accumulation), label.chunk(accumulation), strict=True))
 
-        def closure(batch: dict[str, torch.Tensor] = batch) -> torch.Tensor:
-            loss: torch.Tensor = model(**batch).loss
-            torch.autograd.backward(loss)
-            return loss.detach()
+        def closure(chunks: list[Any] = chunks) -> torch.Tensor:
+            total = torch.zeros((), device=model.device)
+            for x, y in chunks:
+                loss = model(input_ids=x.to(model.device), labels=y.to(model.device)).loss / len(chunks)
+                loss.backward()
+                total += loss.detach()
+            return total
 
         peer.step(closure)
         clock.on_step_end()
@@ -155,7 +165,7 @@ def peak_of(name: str) -> int:
 
 def row_of(name: str, rounds: list[dict[str, float]], peaks: dict[str, int], weights: int) -> dict[str, Any]:
     """Return what was measured of one way."""
-    floor = next(iter(TRAINERS if name in TRAINERS else LOOPS))
+    floor = FLOORS[name in TRAINERS]
     ratios = [each[name] / each[floor] for each in rounds]
     return {
         "floor": floor,
@@ -177,8 +187,7 @@ def show(results: dict[str, Any]) -> None:
         table.add_row(name, f"{row['time_ratio']:.3f}", f"{low:.3f} to {high:.3f}", memory)
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
-    columns = next(iter(results["checks"].values()))
-    table = Table("", *columns)
+    table = Table("", *next(iter(results["checks"].values()), []))
     for name, found in results["checks"].items():
         table.add_row(name, *found.values())
     console.print(table)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do the tables and the picture of a grid say what its runs say?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from scripts.common.runs import Cell, write_run
+from scripts.evidence import noise_plot
+from scripts.evidence.method_tables import differences, read, scores
+from scripts.evidence.peer_tables import peers, survived
+
+ACCURACY = {
+    ("digits_0", "adamw"): [0.96, 0.97, 0.98],
+    ("digits_0", "full"): [0.96, 0.96, 0.96],
+    ("digits_40", "adamw"): [0.60, 0.62, 0.64],
+    ("digits_40", "full"): [0.80, 0.84, 0.88],
+    ("digits_40", "adamw, time of full"): [0.60, 0.60, 0.60],
+    ("fashion_40", "adamw"): [0.7],
+}
+TIME = {"adamw": 10.0, "full": 20.0, "adamw, time of full": 20.0}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    for (task, method), values in ACCURACY.items():
+        for seed, value in enumerate(values, start=1):
+            cell = Cell(task, method, seed)
+            numbers: dict[str, Any] = {"final": value, "best": value, "train_time": TIME[method]}
+            write_run(tmp_path / "noise" / "runs", cell, {**cell._asdict(), "metric": "eval_accuracy", **numbers})
+    return tmp_path
+
+
+def test_a_table_of_scores_has_means_spreads_seeds_and_the_time(results: Path) -> None:
+    assert scores(results, "noise", "digits") == [
+        "| method | digits, 0 % (n = 3) | digits, 40 % (n = 3) | time |",
+        "|---|---|---|---|",
+        "| adamw | 97.0 ± 1.0 | 62.0 ± 2.0 | 1.00x |",
+        "| full | 96.0 ± 0.0 | 84.0 ± 4.0 | 2.00x |",
+        "| adamw, time of full |  | 60.0 ± 0.0 | 2.00x |",
+    ]
+
+
+def test_a_table_of_differences_has_intervals_p_values_and_the_same_time(results: Path) -> None:
+    lines = differences(results, "noise", "digits")
+    assert lines[0] == "| against adamw | digits, 0 % (n = 3) | digits, 40 % (n = 3) |"
+    # 20, 22, 24: standard error 1.155, Student's 4.303 with two degrees of freedom
+    assert lines[2] == "| full | -1.0 (-3.5 to +1.5), p 0.23 | +22.0 (+17.0 to +27.0), p 0.0027 |"
+    assert lines[3] == "| full, against adamw in its time |  | +24.0 (+14.1 to +33.9) |"
+
+
+def test_the_picture_has_a_panel_per_data_set_and_a_line_per_method(results: Path, tmp_path: Path) -> None:
+    grid, summary = read(results, "noise")
+    figure = noise_plot.figure_of(grid, summary)
+    assert [axes.get_title() for axes in figure.axes] == ["digits", "Fashion-MNIST"]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"wrong training labels (%)"}
+    heights = {c.get_label(): list(c.lines[0].get_ydata()) for c in figure.axes[0].containers}
+    expected = {"adamw": [97.0, 62.0], "full": [96.0, 84.0], "adamw, time of full": [60.0]}
+    assert heights.keys() == expected.keys()
+    for method, values in expected.items():
+        assert heights[method] == pytest.approx(values)
+    noise_plot.draw(grid, summary, tmp_path / "new" / "noise.png")
+    assert (tmp_path / "new" / "noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_method_of_the_grid_has_a_style() -> None:
+    grid, _ = read(Path("nowhere"), "noise")
+    assert set(noise_plot.STYLES) == set(grid.methods)
+
+
+def test_the_tables_of_peers(tmp_path: Path) -> None:
+    def row(ratio: float, floor: str) -> dict[str, Any]:
+        return {"floor": floor, "time_ratio": ratio, "time_ratio_range": [ratio - 0.01, ratio + 0.01]} | {
+            "extra_copies_of_the_weights": ratio - 1.04
+        }
+
+    rows = {"two plain passes": row(1.0, "two plain passes"), "hf_sam": row(1.02, "two plain passes")}
+    file = tmp_path / "bench" / "peers_22M.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"results": rows, "checks": {"hf_sam": {"resume": "exact"}}}), encoding="utf-8")
+    assert peers(tmp_path) == [
+        "|  | 22M: time | range | memory |",
+        "|---|---|---|---|",
+        "| hf_sam, against two plain passes | 1.020 | 1.010 to 1.030 | 0.0 |",
+    ]
+    assert survived(tmp_path) == ["|  | resume |", "|---|---|", "| hf_sam | exact |"]
