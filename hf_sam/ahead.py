@@ -25,6 +25,7 @@ def evaluate_ahead(
     rho: Length | LengthOf,
     moment: Moment,
     rounding: StochasticRounding | None = None,
+    measured: bool = True,
 ) -> Report | None:
     """Run `evaluate` at w + epsilon and come back to w, to the last bit, also when it raises.
 
@@ -38,6 +39,7 @@ def evaluate_ahead(
         rho: how far, >= 0.
         moment: where in the run this is.
         rounding: how weights of 16 bits are rounded; to nearest by default.
+        measured: whether epsilon is measured on the way back; NaN where it is not.
 
     Returns:
         What was measured, without a cosine; None where the direction does not know its way yet and the pass was at w.
@@ -53,12 +55,16 @@ def evaluate_ahead(
     moved, ascent = way
     excursion = Excursion(moved)
     try:
-        usable, asked_norm = ascent.usable, asked_norm_of(ascent, moved)
+        usable, asked_norm = ascent.usable, asked_norm_of(ascent, moved) if measured else None
         excursion.climb(ascent, rounding)
         del ascent, way  # from here on the copy of w is all that is extra
         torch.clear_autocast_cache()  # a context around the pass would keep casts of the weights as they were
         evaluate()
-        epsilon_norm = _norm_on_the_way_back(excursion, moved)
+        if measured:
+            epsilon_norm = _norm_on_the_way_back(excursion, moved)
+        else:
+            excursion.come_back()
+            epsilon_norm = usable * torch.nan
     finally:
         bring_back(excursion)
         torch.clear_autocast_cache()

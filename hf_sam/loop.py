@@ -96,8 +96,9 @@ def sharpness_aware_grad(
         losses: list[Tensor] = []
         where = moment or Moment(step=next(_calls), seed=torch.initial_seed())
         evaluate_ahead(
-            lambda: losses.append(closure()), held(params), direction, rho=rho, moment=where, rounding=rounded
-        )
+            lambda: losses.append(closure()), held(params), direction, rho=rho, moment=where, rounding=rounded,
+            measured=False,
+        )  # fmt: skip
         return losses[0]
     if moment is not None and moment.step % direction.every:
         loss = closure()

@@ -11,7 +11,35 @@ from torch import Tensor
 from hf_sam.report import Report
 from hf_sam.variants import Length
 
+SAMPLES = 10
+"""Steps from one log to the next at which epsilon and the cosine are measured: a few passes over the weights each."""
+UNLOGGED = 50
+"""Steps from one measurement to the next where nothing is logged, for the warning about weights of 16 bits."""
 MEASURED = ("sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine")
+
+
+class Sampler:
+    """Which steps' perturbations are measured? About ten of those that one log is about, all where that is fewer.
+
+    The first step that perturbs in each tenth of the way to the next log, so that a gate that perturbs rarely is seen
+    as well, and that a resumed run goes on where it was.
+    """
+
+    def __init__(self) -> None:
+        self._part, self._step = -1, -1
+
+    def takes(self, step: int, strategy: str, logging_steps: float) -> bool:
+        """Return whether this one is.
+
+        Args:
+            step: number of the optimizer step, from 0.
+            strategy: of the logs: "steps", "epoch" or "no".
+            logging_steps: optimizer steps from one log to the next, where `strategy` is "steps".
+        """
+        every = {"epoch": 1, "no": UNLOGGED}.get(strategy) or max(1, int(logging_steps) // SAMPLES)
+        if step // every != self._part:
+            self._part, self._step = step // every, step
+        return step == self._step
 
 
 class Averages:
@@ -21,8 +49,8 @@ class Averages:
 
     - `sam/rho`: the radius asked for.
     - `sam/sharpness`: L(w + epsilon) - L(w), the losses scaled as the Trainer scales them.
-    - `sam/epsilon_norm`: the norm of what really moved.
-    - `sam/grad_cosine`: cosine between the clean and the perturbed gradient.
+    - `sam/epsilon_norm`: the norm of what really moved, at some of these steps (see `Sampler`).
+    - `sam/grad_cosine`: cosine between the clean and the perturbed gradient, at the same steps.
     - `sam/perturbed`: share of the optimizer steps that perturbed, in [0, 1]; once a step of the run did not.
     - `sam/skipped`: share of the perturbations left out because the gradient was zero or not finite, in [0, 1].
 

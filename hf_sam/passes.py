@@ -125,6 +125,7 @@ class RunsPasses(AscentPasses):
             comparable=comparable,
             rounding=self._sam_rounding(config),
             mixing=Mixing(config.sam_sharpness_weight, config.sam_renormalise),
+            measured=self._is_measured(),
         )
         self._rises.append(rises[0].float())
         self._take_in(report, rises[0])
@@ -142,10 +143,14 @@ class RunsPasses(AscentPasses):
             rho=policy.length(plan),
             moment=plan.moment,
             rounding=self._sam_rounding(policy.config),
+            measured=self._is_measured(),
         )
         if report is not None:
             self._take_in(report, losses[0].detach() * torch.nan)  # nobody knows the clean loss
         return losses[0]
+
+    def _is_measured(self) -> bool:
+        return self._sampler.takes(self.state.global_step, self.args.logging_strategy, self.state.logging_steps)
 
     def _take_in(self, report: Report, rise: Tensor) -> None:
         """Take in what one perturbation measured."""

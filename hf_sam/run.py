@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_sam.config import SAMConfig
 from hf_sam.deepspeed import parameters_of
 from hf_sam.filters import chosen
-from hf_sam.metrics import Averages
+from hf_sam.metrics import Averages, Sampler
 from hf_sam.moment import Moment
 from hf_sam.policy import Plan, Policy
 from hf_sam.rounding import StochasticRounding, seed_from
@@ -41,7 +41,7 @@ class BelongsToARun(SomeTrainer):
         self._policy: Policy | None = None
         self._sync: GradientSync | None = None
         self._chosen: set[int] | None = None
-        self._averages = Averages()
+        self._averages, self._sampler = Averages(), Sampler()
         self._told_realised_norm = self._told_portion = False
         self._optimizer_checks = 0
         self._forget_window()

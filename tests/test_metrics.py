@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from hf_sam.metrics import Averages
+from hf_sam.metrics import Averages, Sampler
 from hf_sam.report import Report
 
 NAN, INF = float("nan"), float("inf")
@@ -115,3 +115,40 @@ def test_adding_reads_nothing_from_the_device() -> None:
     for _ in range(3):
         sums.add(report(device="meta"), torch.tensor(0.2, device="meta"), 0.05, ends_window=True)
     assert sums._sums.is_meta
+
+
+@pytest.mark.parametrize(
+    ("strategy", "logging_steps", "expected"),
+    [
+        ("steps", 1, list(range(20))),
+        ("steps", 19, list(range(20))),  # fewer than twenty: all of them
+        ("steps", 20, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]),
+        ("steps", 50, [0, 5, 10, 15]),
+        ("epoch", 500, list(range(20))),
+        ("no", 1, [0]),
+    ],
+)
+def test_ten_steps_per_log_are_measured(strategy: str, logging_steps: int, expected: list[int]) -> None:
+    sampler = Sampler()
+    assert [step for step in range(20) if sampler.takes(step, strategy, logging_steps)] == expected
+
+
+def test_a_step_is_measured_with_all_of_its_micro_batches() -> None:
+    sampler = Sampler()
+    assert [sampler.takes(step, "steps", 500) for step in (0, 0, 0, 1, 1, 50, 50)] == [True] * 3 + [False] * 2 + [
+        True
+    ] * 2
+
+
+def test_steps_that_perturb_rarely_are_measured_too() -> None:
+    """Every seventh step, from the third: not one of them is a multiple of fifty in the first three hundred."""
+    sampler = Sampler()
+    found = [step for step in range(3, 500, 7) if sampler.takes(step, "steps", 500)]
+    assert len(found) == 10
+    assert [step // 50 for step in found] == list(range(10))
+
+
+def test_a_resumed_run_measures_the_steps_that_the_whole_one_did() -> None:
+    whole, resumed = Sampler(), Sampler()
+    all_of_it = [step for step in range(400) if whole.takes(step, "steps", 500)]
+    assert [step for step in range(200, 400) if resumed.takes(step, "steps", 500)] == [s for s in all_of_it if s >= 200]
