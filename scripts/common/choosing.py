@@ -50,7 +50,7 @@ def factor(grid: Grid, cell: Cell, folder: Path) -> float:
         if row["task"] == cell.task and "train_time" in row
     }
     seeds = [seed for method, seed in times if method == other and (grid.baseline, seed) in times]
-    if cell.seed not in seeds:
+    if not seeds:
         raise Waiting(f"it trains for as long as {other!r}, which has not run yet, or {grid.baseline!r} has not")
     return statistics.median(times[str(other), seed] / times[grid.baseline, seed] for seed in seeds)
 
