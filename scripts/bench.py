@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_sam import SAMTrainer
 from scripts.common.bench_cases import CASES
-from scripts.common.environment import environment
+from scripts.common.environment import environment, write_results
 
 GROUP = 3
 """Cases that share one run of their base."""
@@ -228,9 +228,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     show(rows, options, memory["plain"][1] // 4)
     settings = {k: v for k, v in vars(options).items() if k not in ("output", "memory_of")}
     results = {"settings": settings, "environment": environment(), "results": rows}
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_results(options.output, results)
     return results
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import resource
 import statistics
 import sys
@@ -35,7 +34,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from hf_sam.sharpness import SharpnessAnalyzer
-from scripts.common.environment import environment
+from scripts.common.environment import environment, write_results
 
 Batches = list[dict[str, Tensor]]
 Measure = Callable[[nn.Module, Batches, int], tuple[float, float]]
@@ -196,9 +195,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "gradients_per_product": cost,
         "results": rows,
     }
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write_results(options.output, results)
     return results
 
 

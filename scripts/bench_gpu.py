@@ -12,7 +12,6 @@ allocated. What does not fit into `--minutes` or into memory is left out, and sa
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -39,7 +38,7 @@ from transformers import (
 
 from hf_sam import SAMConfig, SAMTrainer
 from scripts.bench import StepClock, run_quietly
-from scripts.common.environment import environment
+from scripts.common.environment import environment, write_results
 from scripts.common.errors import UserError
 from scripts.common.memory import forget_peak, peak_bytes
 from scripts.common.parsing import PlainParser
@@ -94,9 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rows": rows,
     }
     show(rows, left)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_results(options.output, results)
     return 0
 
 

@@ -35,7 +35,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 from hf_sam import SAMConfig, SAMTrainer
 from scripts.bench import StepClock, run_quietly
-from scripts.common.environment import environment
+from scripts.common.environment import environment, write_results
 from scripts.common.memory import peak_bytes
 from scripts.common.parsing import PlainParser
 from scripts.common.peer_checks import checks
@@ -77,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "checks": survived,
     }
     show(results)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_results(options.output, results)
     return 0
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 from pathlib import Path
@@ -30,6 +31,13 @@ def environment() -> dict[str, Any]:
         "device": device,
         "threads": torch.get_num_threads(),
     }
+
+
+def write_results(path: Path | None, results: dict[str, Any]) -> None:
+    """Write what a benchmark found as JSON; without a path nothing."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _commit() -> str | None:
