@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -32,6 +33,7 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
     defaults = {name: entry.defaults for name, entry in TASKS.items()}
     with _folder(keep) as folder, quiet():
         flags += ["--output_dir", folder, "--seed", str(cell.seed), "--disable_tqdm", "True"]
+        flags += ["--overwrite_output_dir", "True"]  # what a run that was interrupted has left there
         args, training = parse(flags, defaults)
         forget_peak()
         results = finetune(args, training)
@@ -71,9 +73,13 @@ def _train_time(results: dict[str, Any], evaluations: float) -> float:
 
 def curves_of(history: list[dict[str, Any]], metric: str) -> dict[str, Curve]:
     """Return (step, loss) while training and (step, loss, metric) of the evaluations on the way."""
-    train = [[e["step"], e["loss"]] for e in history if "loss" in e]
-    evaluated = [[e["step"], e.get("eval_loss"), e[metric]] for e in history if metric in e]
+    train = [[e["step"], *_finite(e["loss"])] for e in history if "loss" in e]
+    evaluated = [[e["step"], *_finite(e.get("eval_loss"), e[metric])] for e in history if metric in e]
     return {"train": train, "eval": evaluated}
+
+
+def _finite(*values: float | None) -> list[float | None]:
+    return [value if value is not None and math.isfinite(value) else None for value in values]  # NaN is not JSON
 
 
 def shown(arguments: dict[str, Any]) -> dict[str, Any]:

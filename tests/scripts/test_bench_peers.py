@@ -44,10 +44,12 @@ def test_the_checks_see_what_breaks_elsewhere(name: str) -> None:
 def test_the_benchmark_measures_time_memory_and_what_breaks(tmp_path: Path) -> None:
     output = tmp_path / "peers.json"
     size = ["--hidden", "256", "--layers", "2", "--batch", "4", "--length", "16", "--rounds", "1", "--steps", "3"]
-    command = [sys.executable, "scripts/bench_peers.py", *size, "--output", str(output)]
+    sides = ["hf_sam", "davda54/sam, from its formula", "SAMTrainer"]
+    command = [sys.executable, "scripts/bench_peers.py", *size, "--sides", *sides, "--output", str(output)]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     results = json.loads(output.read_text(encoding="utf-8"))
-    assert set(results["checks"]) == set(LOOPS) - {"two plain passes"}
+    assert set(results["results"]) == {"two plain passes", "two plain passes of the Trainer", *sides}
+    assert set(results["checks"]) == set(sides[:2])
     for name, row in results["results"].items():
         assert 0.3 < row["time_ratio"] < 3.0, name  # a single round: loads on the machine come and go
     assert results["results"]["davda54/sam, from its formula"]["extra_copies_of_the_weights"] > 0.8

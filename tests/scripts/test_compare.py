@@ -113,10 +113,24 @@ def test_a_run_that_needs_anothers_time_waits_for_it(
     assert [row["method"] for row in read_runs(tmp_path / "out" / "runs")] == ["adamw"]
 
 
+def test_a_diverged_run_is_json(file: Path, tmp_path: Path) -> None:
+    command = [str(file), "--output", str(tmp_path / "out"), "--seeds", "1", "--methods", "adamw"]
+    assert compare.main([*command, "--set", "learning_rate=1e30", "warmup_steps=0", "lr_scheduler_type=constant"]) == 0
+    text = (tmp_path / "out" / "runs" / "noise_adamw_1.json").read_text(encoding="utf-8")
+    row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert row["eval_loss"] is None
+    assert row["curves"]["eval"][-1][1] is None
+
+
 def test_models_are_kept_where_they_are_wanted(file: Path, tmp_path: Path) -> None:
     command = [str(file), "--output", str(tmp_path / "out"), "--seeds", "1", "--methods", "sam"]
     assert compare.main([*command, "--keep", str(tmp_path / "models")]) == 0
-    assert (tmp_path / "models" / "noise_sam_1" / "model.safetensors").exists()
+    model = tmp_path / "models" / "noise_sam_1" / "model.safetensors"
+    before = model.read_bytes()
+    (tmp_path / "out" / "runs" / "noise_sam_1.json").unlink()  # as after a kill between the two
+    model.write_bytes(b"")
+    assert compare.main([*command, "--keep", str(tmp_path / "models")]) == 0
+    assert model.read_bytes() == before
 
 
 def test_shares_are_the_whole_and_nothing_twice(file: Path) -> None:
