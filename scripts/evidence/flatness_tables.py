@@ -33,16 +33,18 @@ TITLES = {
 
 def flatness(results: Path) -> list[str]:
     """Return the table: a task and a method per line, means and standard deviations over seeds."""
-    rows = []
+    scores, rows = json.loads((results / "flatness" / "scores.json").read_text("utf-8")), []
     for name, title in TITLES.items():
         reports = [
             json.loads(path.read_text("utf-8")) for path in sorted((results / "flatness").glob(f"{name}-*.json"))
         ]
         for method in reports[0]["models"] if reports else ():
             models = [report["models"][method] for report in reports]
+            values = [100 * value for value in scores[name][method].values()]
+            score = f"{mean_and_spread(values)} ({scores[name]['metric']})"
             cells = [mean_and_spread([column(model) for model in models]) for column in COLUMNS.values()]
-            rows.append([title, method, *cells])
-    return markdown(["", "", *COLUMNS], rows)
+            rows.append([title, method, score, *cells])
+    return markdown(["", "", "test score (%)", *COLUMNS], rows)
 
 
 def mean_and_spread(values: list[float]) -> str:
