@@ -21,8 +21,8 @@ MEASURED = ("sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine")
 class Sampler:
     """Which steps' perturbations are measured? About ten of those that one log is about, all where that is fewer.
 
-    The first step that perturbs in each tenth of the way to the next log, so that a gate that perturbs rarely is seen
-    as well, and that a resumed run goes on where it was.
+    The first step that perturbs in each tenth of the way to the next log: a gate that perturbs rarely is seen as well,
+    and after the first tenth a resumed run measures the steps that the whole one does.
     """
 
     def __init__(self) -> None:

@@ -41,14 +41,14 @@ class Problem:
     def __init__(self, loan: Loan, probe: Probe, loss: LossFunction | None = None, graphs: int = 0) -> None:
         self.loan, self.probe = loan, probe
         self.loss_function = loss or ModelLoss()
-        self._graphs: dict[int, Curve] | None
         self.names, self.parameters = loan.names, loan.parameters
         self.size = sum(p.numel() for p in self.parameters)
         self.device = devices_of(self.parameters)[0]
         self.dtype = torch.promote_types(self.parameters[0].dtype, torch.float32)
         self.counts = Counts()
         self.rank, self.processes = _place()
-        self._most_graphs, self._graphs = graphs, None
+        self._most_graphs = graphs
+        self._graphs: dict[int, Curve] | None = None
 
     def restricted(self, names: Sequence[str]) -> Problem:
         """Return the problem in these parameters alone; the others stay where they are. It counts by itself."""
@@ -57,14 +57,14 @@ class Problem:
         part.names = [name for name in self.names if name in set(names)]
         part.parameters = [p for name, p in zip(self.names, self.parameters, strict=True) if name in set(names)]
         part.size = sum(p.numel() for p in part.parameters)
-        part.counts = Counts()
+        part.counts, part._graphs = Counts(), None
         return part
 
     def on(self, probe: Probe) -> Problem:
         """Return the problem on other examples, all of them by this process. It counts by itself."""
         part = Problem.__new__(Problem)
         part.__dict__.update(self.__dict__)
-        part.probe, part.counts = probe, Counts()
+        part.probe, part.counts, part._graphs = probe, Counts(), None
         part.rank, part.processes = 0, 1
         return part
 
@@ -138,6 +138,7 @@ class Problem:
     def moved(self, offset: Tensor) -> Iterator[None]:
         """Be at w + offset; the copies of the weights are back to the bit afterwards."""
         kept = [p.detach().clone() for p in self.parameters]
+        self._forget_graphs()
         try:
             with torch.no_grad():
                 for p, e in zip(self.parameters, self.split(offset), strict=True):
@@ -147,6 +148,11 @@ class Problem:
             with torch.no_grad():
                 for p, w in zip(self.parameters, kept, strict=True):
                     p.copy_(w)
+            self._forget_graphs()
+
+    def _forget_graphs(self) -> None:
+        if self._graphs:  # they are those of other weights
+            self._graphs.clear()
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """Return the pieces of a vector of `size`, each in its parameter's shape and dtype."""

@@ -34,10 +34,10 @@ def directions(results: Path) -> list[str]:
     rows = []
     for name, text in words()["directions"].items():
         file, row = VARIANTS[name].__module__.rpartition(".")[2], measured[text["case"]]
-        cost, memory = times(row), f"{row['extra_copies_of_the_weights']:.1f}"
+        cost, memory = times(row), copies(row)
         link = f"[`{file}.py`](hf_sam/variants/{file}.py)"
         default = f"{VARIANTS[name].default_rho:g}"
-        rows.append([f'`"{name}"`', text["formula"], text["paper"], link, cost, memory.replace("-0.0", "0.0"), default])
+        rows.append([f'`"{name}"`', text["formula"], text["paper"], link, cost, memory, default])
         rows[-1].append(text["when"])
     header = ["`sam_variant`", "perturbation and gradient", "paper", "file", "cost", "memory", "default rho", "when"]
     return markdown(header, rows)
@@ -48,14 +48,18 @@ def savings(results: Path) -> list[str]:
     measured = read(results / "bench" / "cpu.json")["results"]
     rows = []
     for case, text in words()["savings"].items():
-        memory = f"{measured[case]['extra_copies_of_the_weights']:.1f}".replace("-0.0", "0.0")
-        rows.append([text, times(measured[case]), memory])
+        rows.append([text, times(measured[case]), copies(measured[case])])
     return markdown(["setting", "cost", "memory"], rows)
 
 
 def times(row: dict[str, Any]) -> str:
     """Return a ratio of times as people read it."""
     return f"{row['time_ratio']:.2f}x"
+
+
+def copies(row: dict[str, Any]) -> str:
+    """Return the extra memory in copies of the weights."""
+    return f"{row['extra_copies_of_the_weights']:.1f}".replace("-0.0", "0.0")
 
 
 def flatness_bench(results: Path) -> list[str]:

@@ -14,9 +14,9 @@ from scripts.evidence.readme import markdown
 GRIDS = Path(__file__).resolve().parents[1] / "grids"
 
 
-def read(results: Path, name: str, grid: str | None = None) -> tuple[Grid, Summary]:
+def read(results: Path, name: str) -> tuple[Grid, Summary]:
     """Return a grid and the summary of its runs."""
-    parsed = read_grid(GRIDS / f"{grid or name}.yaml", Path())  # the data's folder is of no interest here
+    parsed = read_grid(GRIDS / f"{name}.yaml", Path())  # the data's folder is of no interest here
     return parsed, summarise(parsed, read_runs(results / name / "runs"))
 
 

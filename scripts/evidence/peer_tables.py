@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.evidence.bench_tables import read
+from scripts.evidence.bench_tables import copies, read
 from scripts.evidence.readme import markdown
 
 SIZES = ("22M", "110M")
@@ -26,8 +26,7 @@ def peers(results: Path) -> list[str]:
         for each in found.values():
             row = each["results"][name]
             low, high = row["time_ratio_range"]
-            memory = f"{row['extra_copies_of_the_weights']:.1f}"
-            cells += [f"{row['time_ratio']:.3f}", f"{low:.3f} to {high:.3f}", memory.replace("-0.0", "0.0")]
+            cells += [f"{row['time_ratio']:.3f}", f"{low:.3f} to {high:.3f}", copies(row)]
         rows.append(cells)
     return markdown(header, rows)
 

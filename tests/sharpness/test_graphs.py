@@ -113,3 +113,27 @@ def test_texts_of_about_the_same_length_share_a_batch_and_nothing_else_changes()
     values = [one.top_eigenvalues(tol=1e-9).values[0] for one in ones]
     np.testing.assert_allclose(values, values[0], rtol=1e-9)
     assert [len(e["input_ids"]) for e in ones[1].probe.examples] == [4, 6, 3, 5], "m-sharpness has random groups"
+
+
+def test_other_examples_parameters_and_weights_have_graphs_of_their_own() -> None:
+    one, plain = analyzer(9), analyzer(0)
+    v = torch.ones(1, one.problem.size, dtype=torch.float64)
+    offset = 0.05 * v[0]
+    names = one.problem.names[:2]
+
+    def products(analyzer_: SharpnessAnalyzer) -> list[torch.Tensor]:
+        problem, found = analyzer_.problem, []
+        found.append(problem.products(v))
+        found.append(problem.on(analyzer_.probe.groups(3)[1]).products(v))
+        part = problem.restricted(names)
+        found.append(part.products(torch.ones(1, part.size, dtype=torch.float64)))
+        with problem.moved(offset):
+            found.append(problem.products(v))
+        return [*found, problem.products(v)]
+
+    expected = products(plain)
+    with one.problem.graphs_kept():
+        found = products(one)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[3])
