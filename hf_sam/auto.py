@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which radius needs no tuning? One that lets the loss rise by a share that depends on how far training has got."""
+"""Which radius needs no tuning? One that depends on how far training and the run have got."""
 
 from __future__ import annotations
 
@@ -34,6 +34,10 @@ class Auto(Radius):
     Where the data can be learnt to the end (r = 0), perturbations end too; where a part of the loss stays, as with
     wrong labels, they stay with it. In both cases the step is a plain one again, at a plain step's cost.
 
+    All of it is multiplied by 2 t^2, t in [0, 1] the share of the run that is done: what is learnt fast is learnt as
+    fast as without, and how flat a run ends is decided late (Zhou et al. 2025, arXiv:2410.10373, find SAM in the last
+    epochs enough). Where nobody knows the length of the run the factor is 1.
+
     Args:
         strength: a factor, > 0; the direction's own by default.
         scale_free: whether the direction's rho is measured in sizes of the weights, as ASAM's is.
@@ -47,6 +51,7 @@ class Auto(Radius):
         self.strength, self.scale_free = strength, scale_free
         self.smoothing = smoothing
         self._steps, self._patience, self._idle = 0, PATIENCE, False
+        self._growth = 1.0  # of the step that `at` was asked about last
         # L_0, L and the noise of L; while L_0 is being measured, the number, mean and squares of finite losses.
         self._losses = torch.zeros(3)
 
@@ -55,9 +60,14 @@ class Auto(Radius):
         if moment.steps and self._steps < self._patience:
             # A gate that was closed so far has kept the length of the run from being known: no fewer than were counted.
             self._patience = max(self._steps + 1, min(PATIENCE, moment.steps // 3))
+        self._growth = 2 * moment.progress**2 if moment.steps else 1.0
         if self._idle or self._steps < self._patience:
             return 0.0
-        return self.strength * self.length(self._losses[1], self._left())
+        return self._now()
+
+    def _now(self) -> Tensor:
+        """Return the length at the step that `at` was asked about."""
+        return self._growth * self.strength * self.length(self._losses[1], self._left())
 
     @abstractmethod
     def length(self, loss: Tensor, left: Tensor) -> Tensor:
@@ -117,9 +127,9 @@ class Auto(Radius):
 
 
 class AutoRise(Auto):
-    """For directions that know the clean gradient g: rho = strength * r (1 - r) * L / ||g||.
+    """For directions that know the clean gradient g: rho = 2 t^2 * strength * r (1 - r) * L / ||g||.
 
-    To first order the loss rises by the share r (1 - r) of itself: a quarter at most, half way. The rise is in units of
+    To first order the loss rises by the share 2 t^2 r (1 - r) of itself: half of it at most. The rise is in units of
     the loss, so one number fits models of any size and scale, and adapters. For a direction whose rho is in sizes of
     the weights the norm is ||T g||, with ASAM's T = |w| + 0.01 on matrices and 1 on vectors.
     """
@@ -136,11 +146,11 @@ class AutoRise(Auto):
         norm = global_norm(grads, params)
         if self.scale_free:
             norm = norm * size_along(params, grads)
-        return torch.as_tensor(self.at(Moment())).to(norm.device) * loss_scale / norm
+        return self._now().to(norm.device) * loss_scale / norm
 
 
 class AutoSize(Auto):
-    """For directions known before the gradient is: rho = strength * (4 r (1 - r))^2 * ||T v|| / ||v||.
+    """For directions known before the gradient is: rho = 2 t^2 * strength * (4 r (1 - r))^2 * ||T v|| / ||v||.
 
     v is the direction (the momentum), and ||T v|| / ||v||, with T as ASAM's (|w| + 0.01 on matrices, 1 on vectors), the
     size of the weights along it. L is the loss at the perturbed weights, the only one there is. Directions whose rho is
@@ -154,7 +164,7 @@ class AutoSize(Auto):
 
     def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
         """Return rho; only the direction of `grads` counts."""
-        length = torch.as_tensor(self.at(Moment()))
+        length = self._now()
         return length if self.scale_free else length.to(grads[0].device) * size_along(params, grads)
 
 

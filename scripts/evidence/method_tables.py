@@ -23,6 +23,8 @@ def read(results: Path, name: str) -> tuple[Grid, Summary]:
 def scores(results: Path, name: str, tasks: str = "") -> list[str]:
     """Return the table of scores: a method per line, a task per column, its cost and seeds at the end.
 
+    In brackets what a run reached on its way, if more: early stopping, flattered by being chosen on the reported set.
+
     Args:
         results: folder.
         name: of the grid and of its results.
@@ -34,7 +36,7 @@ def scores(results: Path, name: str, tasks: str = "") -> list[str]:
     for method in grid.methods:
         lines = [task.get(method) for task in chosen.values()]
         if any(lines):
-            rows.append([method, *[score(line) if line else "" for line in lines], cost(lines)])
+            rows.append([method, *[reached(line) for line in lines], cost(lines)])
     return markdown(["method", *[heading(grid, task, chosen) for task in chosen], "time"], rows)
 
 
@@ -57,6 +59,14 @@ def heading(grid: Grid, task: str, summary: Summary) -> str:
     """Return a column's title: task, seeds."""
     seeds = max(len(line.scores) for line in summary[task].values())
     return f"{grid.titles[task]} (n = {seeds})"
+
+
+def reached(line: Line | None) -> str:
+    """Return a score and, in brackets, the best on the way where that is higher."""
+    if line is None:
+        return ""
+    more = line.best is not None and round(line.best, 1) > round(line.mean, 1)
+    return score(line) + (f" ({line.best:.1f})" if more else "")
 
 
 def difference(line: Line | None) -> str:

@@ -32,16 +32,17 @@ def results(tmp_path: Path) -> Path:
     for (task, method), values in ACCURACY.items():
         for seed, value in enumerate(values, start=1):
             cell = Cell(task, method, seed)
-            numbers: dict[str, Any] = {"final": value, "best": value, "train_time": TIME[method]}
+            best = value + 0.05 if (task, method) == ("digits_40", "adamw") else value
+            numbers: dict[str, Any] = {"final": value, "best": best, "train_time": TIME[method]}
             write_run(tmp_path / "noise" / "runs", cell, {**cell._asdict(), "metric": "eval_accuracy", **numbers})
     return tmp_path
 
 
-def test_a_table_of_scores_has_means_spreads_seeds_and_the_time(results: Path) -> None:
+def test_a_table_of_scores_has_means_spreads_the_best_on_the_way_seeds_and_the_time(results: Path) -> None:
     assert scores(results, "noise", "digits") == [
         "| method | digits, 0 % (n = 3) | digits, 40 % (n = 3) | time |",
         "|---|---|---|---|",
-        "| adamw | 97.0 ± 1.0 | 62.0 ± 2.0 | 1.00x |",
+        "| adamw | 97.0 ± 1.0 | 62.0 ± 2.0 (67.0) | 1.00x |",
         "| full | 96.0 ± 0.0 | 84.0 ± 4.0 | 2.00x |",
         "| adamw, time of full |  | 60.0 ± 0.0 | 2.00x |",
     ]
