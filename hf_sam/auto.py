@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which radius needs no tuning? One that depends on how far training and the run have got."""
+"""Which radius needs no tuning? One that depends on how much is learnt, and how often the data were seen."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from hf_sam.variants.base import Length
 
 ETA = 0.01
 """Added to |w|, as in ASAM, so that weights of zero count a little."""
+PASSES = 20
+"""Over the training data, until the perturbation has its whole length."""
+PLAIN_PASSES = 4
+"""Passes that are plain ones: what would be asked for is too little to pay for."""
 PATIENCE = 20
 """Most plain steps at the beginning of a run; a third of a shorter one."""
 IDLE = 0.01
@@ -34,9 +38,10 @@ class Auto(Radius):
     Where the data can be learnt to the end (r = 0), perturbations end too; where a part of the loss stays, as with
     wrong labels, they stay with it. In both cases the step is a plain one again, at a plain step's cost.
 
-    All of it is multiplied by 2 t^2, t in [0, 1] the share of the run that is done: what is learnt fast is learnt as
-    fast as without, and how flat a run ends is decided late (Zhou et al. 2025, arXiv:2410.10373, find SAM in the last
-    epochs enough). Where nobody knows the length of the run the factor is 1.
+    All of it is multiplied by min(1, passes / 20)^2, passes the number of times that the data have been gone through.
+    What is learnt fast is learnt as fast as without: only what is seen again and again can be learnt by heart, and how
+    flat a run ends is decided late in it (Zhou et al. 2025, arXiv:2410.10373). In the first four passes steps are plain
+    ones. The factor is 1 where nobody knows the number.
 
     Args:
         strength: a factor, > 0; the direction's own by default.
@@ -60,8 +65,9 @@ class Auto(Radius):
         if moment.steps and self._steps < self._patience:
             # A gate that was closed so far has kept the length of the run from being known: no fewer than were counted.
             self._patience = max(self._steps + 1, min(PATIENCE, moment.steps // 3))
-        self._growth = 2 * moment.progress**2 if moment.steps else 1.0
-        if self._idle or self._steps < self._patience:
+        passes = PASSES if moment.passes is None else moment.passes
+        self._growth = min(passes / PASSES, 1.0) ** 2
+        if self._idle or self._steps < self._patience or passes < PLAIN_PASSES:
             return 0.0
         return self._now()
 
@@ -127,11 +133,11 @@ class Auto(Radius):
 
 
 class AutoRise(Auto):
-    """For directions that know the clean gradient g: rho = 2 t^2 * strength * r (1 - r) * L / ||g||.
+    """For directions that know the clean gradient g: rho = growth * strength * r (1 - r) * L / ||g||.
 
-    To first order the loss rises by the share 2 t^2 r (1 - r) of itself: half of it at most. The rise is in units of
-    the loss, so one number fits models of any size and scale, and adapters. For a direction whose rho is in sizes of
-    the weights the norm is ||T g||, with ASAM's T = |w| + 0.01 on matrices and 1 on vectors.
+    To first order the loss rises by the share r (1 - r) of itself, times the growth: a quarter at most, half way. The
+    rise is in units of the loss, so one number fits models of any size and scale, and adapters. For a direction whose
+    rho is in sizes of the weights the norm is ||T g||, with ASAM's T = |w| + 0.01 on matrices and 1 on vectors.
     """
 
     uses_loss_scale = True
@@ -150,7 +156,7 @@ class AutoRise(Auto):
 
 
 class AutoSize(Auto):
-    """For directions known before the gradient is: rho = 2 t^2 * strength * (4 r (1 - r))^2 * ||T v|| / ||v||.
+    """For directions known before the gradient is: rho = growth * strength * (4 r (1 - r))^2 * ||T v|| / ||v||.
 
     v is the direction (the momentum), and ||T v|| / ||v||, with T as ASAM's (|w| + 0.01 on matrices, 1 on vectors), the
     size of the weights along it. L is the loss at the perturbed weights, the only one there is. Directions whose rho is

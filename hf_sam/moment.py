@@ -17,6 +17,7 @@ class Moment(NamedTuple):
         peak_lr: the learning rate that the schedule is a fraction of.
         seed: of the run.
         optimizer: the user's, for directions that look at its state; None where there is none.
+        passes: how often the training data have been gone through, >= 0; None where nobody knows.
     """
 
     step: int = 0
@@ -26,6 +27,7 @@ class Moment(NamedTuple):
     peak_lr: float = 0.0
     seed: int = 0
     optimizer: Any = None
+    passes: float | None = None
 
     @property
     def progress(self) -> float:

@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from hf_sam.auto import PASSES, PLAIN_PASSES
 from hf_sam.config import SAMConfig
 from hf_sam.deepspeed import parameters_of
 from hf_sam.filters import chosen
 from hf_sam.metrics import Averages, Sampler
 from hf_sam.moment import Moment
 from hf_sam.policy import Plan, Policy
+from hf_sam.radius import AUTO
 from hf_sam.rounding import StochasticRounding, seed_from
 from hf_sam.sync import GradientSync
 from hf_sam.variants import Length
 from hf_sam.window import Window
+
+logger = logging.getLogger(__name__)
+
+NOTHING_PERTURBED = (
+    "`SAMConfig(rho='auto')` perturbs from the end of epoch %d, with its whole length from that of epoch %d; "
+    "this run has %d and is plain training. Give a number, such as rho=0.05, to perturb from the start."
+)
 
 # The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
 if TYPE_CHECKING:
@@ -66,6 +76,8 @@ class BelongsToARun(SomeTrainer):
             self._plan, self._chosen = None, None
             is_new = self._policy.follow(config)
         if is_new:
+            if config.rho == AUTO and 1 <= self.state.num_train_epochs <= PLAIN_PASSES:
+                logger.warning(NOTHING_PERTURBED, PLAIN_PASSES, PASSES, self.state.num_train_epochs)
             self._policy.direction.prepare(self.model.named_parameters())
             self._policy.direction.prepare_model(self.model)
         return self._policy
@@ -83,6 +95,7 @@ class BelongsToARun(SomeTrainer):
             peak_lr=float(groups[0].get("initial_lr") or lr),
             seed=self.args.seed,
             optimizer=self.optimizer,
+            passes=float(self.state.epoch or 0.0),
         )
 
     def _gradient_sync(self, model: nn.Module) -> GradientSync:

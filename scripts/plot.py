@@ -17,7 +17,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.common.errors import UserError
 from scripts.common.parsing import PlainParser
-from scripts.evidence import bench_tables, flatness_plot, flatness_tables, preset_tables, radius_plot, radius_table
+from scripts.evidence import (
+    bench_tables,
+    flatness_plot,
+    flatness_tables,
+    method_tables,
+    noise_plot,
+    peer_tables,
+    preset_tables,
+    radius_plot,
+    radius_table,
+)
 from scripts.evidence.readme import with_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +44,20 @@ def draw_radii(results: Path) -> None:
     radius_plot.draw(grid.titles, found, results / "rho_auto" / "auto.png")
 
 
+def of_grid(name: str, tasks: str = "") -> dict[str, Callable[[Path], list[str]]]:
+    """Return the tables of scores and differences of a grid's tasks, by their names in the README."""
+    title = f"{name} {tasks}".strip()
+    return {
+        title: lambda results: method_tables.scores(results, name, tasks),
+        f"{title} differences": lambda results: method_tables.differences(results, name, tasks),
+    }
+
+
+def draw_noise(results: Path) -> None:
+    """Draw what is left of the accuracy where labels are wrong."""
+    noise_plot.draw(*method_tables.read(results, "noise"), results / "noise" / "noise.png")
+
+
 TABLES: dict[str, Callable[[Path], list[str]]] = {
     "side by side": preset_tables.side_by_side,
     "presets": preset_tables.presets,
@@ -43,10 +67,17 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "savings": bench_tables.savings,
     "flatness": flatness_tables.flatness,
     "flatness bench": bench_tables.flatness_bench,
+    **of_grid("noise", "digits"),
+    **of_grid("noise", "fashion"),
+    **of_grid("glue"),
+    **of_grid("lora"),
+    **of_grid("ablations"),
+    "peers": peer_tables.peers,
+    "peers survived": peer_tables.survived,
 }
 """By the name between the marks in the README."""
 
-FIGURES: list[Callable[[Path], None]] = [draw_radii, flatness_plot.draw]
+FIGURES: list[Callable[[Path], None]] = [draw_radii, draw_noise, flatness_plot.draw]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

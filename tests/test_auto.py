@@ -33,17 +33,8 @@ def length(kind: type[Auto], loss: float, left: float) -> float:
     return left * (1 - left) * loss if kind is AutoRise else (4 * left * (1 - left)) ** 2
 
 
-def growth(step: int, steps: int) -> float:
-    """2 t^2, t the share of the run that is done."""
-    return 2 * min(step / steps, 1.0) ** 2 if steps else 1.0
-
-
 def reference(
-    losses: list[float],
-    kind: type[Auto] = AutoRise,
-    strength: float = 1.0,
-    patience: int = PATIENCE,
-    steps: int = STEPS,
+    losses: list[float], kind: type[Auto] = AutoRise, strength: float = 1.0, patience: int = PATIENCE
 ) -> list[float | None]:
     """The length before each step in float64; None for the plain steps."""
     found: list[float | None] = [None] * min(patience, len(losses))
@@ -53,7 +44,7 @@ def reference(
     noise = deviation * np.sqrt(1 / len(first) + 0.05 / 1.95)
     left, idle = left_of(now, l_0, noise), False
     for step, loss in enumerate(losses[patience:], start=patience + 1):
-        found.append(None if idle else growth(step - 1, steps) * strength * length(kind, now, left))
+        found.append(None if idle else strength * length(kind, now, left))
         now = 0.95 * now + 0.05 * loss if np.isfinite(loss) else now
         left = left_of(now, l_0, noise)
         if (step - patience) % CHECK == 0:
@@ -91,30 +82,34 @@ def assert_follows(found: list[float | None], expected: list[float | None]) -> N
 def test_the_length_is_the_formulas(kind: type[Auto], strength: float) -> None:
     found = feed(kind(strength), falling())
     assert_follows(found, reference(falling(), kind, strength))
-    lengths = [x / strength / growth(t, STEPS) for t, x in enumerate(found) if x is not None]
+    lengths = [x / strength for x in found if x is not None]
     assert min(lengths) < max(lengths) / 10
     assert lengths[-1] < max(lengths) / 2, "and back"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("steps", [100, 1000, 0])
-def test_it_grows_with_the_square_of_the_run(kind: type[Auto], steps: int) -> None:
-    """Half of the whole strength half way through the run, twice it at the end; the whole where nobody knows."""
+def test_it_grows_with_the_square_of_the_passes_over_the_data(kind: type[Auto]) -> None:
+    """Nothing in the first four, a quarter of it after ten, all of it from the twentieth on and where nobody counts."""
     radius = kind()
-    feed(radius, [2.0] * PATIENCE + [1.0] * 100, steps=steps)
-    asked = [radius.at(Moment(step=t, steps=steps)) for t in (steps // 2, steps // 4, steps)]
-    whole = length(kind, float(radius._losses[1]), 0.5)
-    for found, factor in zip(asked, (0.5, 0.125, 2.0) if steps else (1.0, 1.0, 1.0), strict=True):
-        assert float(found) == pytest.approx(factor * whole, rel=0.02)  # the running mean is not quite there
+    feed(radius, [2.0] * PATIENCE + [1.0] * 100)
+    whole = radius.at(Moment(step=120))
+    for passes, share in ((4.0, 0.04), (10.0, 0.25), (15.0, 0.5625), (20.0, 1.0), (300.0, 1.0)):
+        assert float(radius.at(Moment(step=120, passes=passes))) == pytest.approx(share * float(whole), rel=1e-6)
+        w = [torch.full((3, 2), 0.5)]
+        rho = radius.from_gradient(w, w, 1.0)
+        radius.at(Moment(step=120))
+        assert float(rho) == pytest.approx(share * float(radius.from_gradient(w, w, 1.0)), rel=1e-6)
+    for passes in (0.0, 1.0, 3.99):
+        assert radius.at(Moment(step=120, passes=passes)) == 0.0, "a number: a plain step, at its cost"
 
 
 @pytest.mark.parametrize(
     ("steps", "plain"), [(1000, 20), (61, 20), (60, 20), (59, 19), (50, 16), (4, 1), (3, 1), (1, 1), (0, 20)]
 )
 def test_the_first_steps_are_plain(steps: int, plain: int) -> None:
-    found = feed(AutoRise(), falling(30)[: steps or None], steps=steps)
-    assert found[:plain] == [None] * min(plain, len(found))
-    assert_follows(found, reference(falling(30)[: steps or None], patience=plain, steps=steps))
+    found = feed(AutoRise(), falling(30), steps=steps)
+    assert found[:plain] == [None] * plain
+    assert_follows(found, reference(falling(30), patience=plain))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,7 +126,7 @@ def test_noise_is_not_taken_for_progress() -> None:
     rng = np.random.default_rng(3)
     for _ in range(20):
         losses = list(0.69 + 0.06 * rng.standard_normal(60))
-        lengths = [x or 0.0 for x in feed(AutoRise(), losses, steps=0)]
+        lengths = [x or 0.0 for x in feed(AutoRise(), losses)]
         assert max(lengths) < 0.05 * 0.69  # half way down it would be a quarter of the loss
         assert np.mean(lengths) < 0.01 * 0.69
 
@@ -163,7 +158,7 @@ def test_a_first_loss_without_a_share_to_fall_by_is_never_perturbed(first: float
 def test_half_way_the_length_is_largest_and_the_ends_are_zero() -> None:
     losses = [2.0] * (PATIENCE - 1) + [2.0, 1.0, 0.0, 3.0, -1.0, 1.8, 0.0, 1.0]
     for kind, half, tenth in ((AutoRise, 0.25 * 1.0, 0.09 * 1.8), (AutoSize, 1.0, 0.36**2)):
-        found = feed(kind(3.0, smoothing=0.0), losses, steps=0)[PATIENCE:]
+        found = feed(kind(3.0, smoothing=0.0), losses)[PATIENCE:]
         expected = [0.0, 3 * half, 0.0, 0.0, 0.0, 3 * tenth, 0.0]
         assert found == pytest.approx(expected, rel=1e-5)
 
@@ -199,7 +194,7 @@ def test_a_run_that_is_made_longer_or_shorter_keeps_what_it_has_measured(at: int
     found = feed(second, falling()[at:], start=at, steps=after)
     own, others = (max(1, min(PATIENCE, steps // 3)) for steps in (before, after))
     patience = own if at >= own else max(at + 1, others)
-    assert_follows(found, reference(falling(), patience=patience, steps=after)[at:])
+    assert_follows(found, reference(falling(), patience=patience)[at:])
 
 
 @pytest.mark.parametrize(("steps", "start"), [(30, 0.5), (30, 0.1), (100, 0.05), (300, 0.5)])
@@ -213,7 +208,7 @@ def test_a_gate_that_opens_late_leaves_the_first_losses_the_first(steps: int, st
         policy.radius.observe(torch.tensor(losses[t]), None)
     opens = math.ceil(start * steps)
     patience = min(PATIENCE, max(opens + 1, min(PATIENCE, steps // 3)))
-    expected = reference(losses, patience=patience, steps=steps)
+    expected = reference(losses, patience=patience)
     assert_follows(found, [None] * opens + expected[opens:])
 
 

@@ -136,7 +136,7 @@ def test_a_gradient_that_leads_nowhere_moves_nothing(bad: float) -> None:
 def test_a_run_takes_its_directions_strength_and_units(variant: str) -> None:
     policy = Policy(SAMConfig(rho="auto", sam_variant=variant, sam_start=0.0))
     half_way(policy.radius)
-    plan = policy.plan(Moment(step=30))
+    plan = policy.plan(Moment(step=30, steps=300))
     w, v = drawn(SHAPES, DTYPES[:1], 1), drawn(SHAPES, DTYPES[:1], 2)
     norm, size = math.sqrt(dot(v, v).item()), expected_size(w, v)
     rise = {"sam": RISE / norm, "asam": RISE / (norm * size)}
@@ -148,7 +148,7 @@ def test_a_part_of_the_loss_is_to_rise_by_its_part() -> None:
     """The gradient of one of four micro-batches is about a quarter as long, and the radius the same."""
     policy = Policy(SAMConfig(rho="auto", sam_scope="micro_batch"))
     half_way(policy.radius)
-    plan = policy.plan(Moment(step=30))  # of a run whose length nobody knows
+    plan = policy.plan(Moment(step=30, steps=300))
     w, g = drawn(SHAPES, DTYPES[:1], 1), drawn(SHAPES, DTYPES[:1], 2)
     whole = policy.length(plan)(w, g).item()
     assert policy.length(plan, 4)(w, [x / 4 for x in g]).item() == pytest.approx(whole, rel=1e-6)

@@ -26,12 +26,14 @@ from torch.distributed.fsdp import FullyShardedDataParallel as fsdp1
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from hf_sam import SAMConfig, SAMTrainer
+from hf_sam import SAMConfig, SAMTrainer, auto
 from tests.distributed import fsdp_on_cpu
 from tests.distributed.models import make_model
 from tests.models import FAMILIES
 from tests.promises import resumable  # noqa: F401 (registers the variant "remembering")
 from tests.promises.runs import ForcedScaler, fingerprint
+
+auto.PASSES = auto.PLAIN_PASSES = 1  # rho="auto" perturbs in runs of many epochs; those here are short
 
 
 @dataclass

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -278,12 +279,18 @@ def test_target_ascent_moves_the_radius_towards_its_target(tmp_path: Path) -> No
     assert all(share == pytest.approx(0.02, rel=0.02) for share in shares[-5:])
 
 
+def asked_always(length: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rho="auto" ask for the same at every step, from the first."""
+    monkeypatch.setattr(Auto, "at", lambda self, moment: torch.tensor(length))
+    monkeypatch.setattr(Auto, "_now", lambda self: torch.tensor(length))
+
+
 @pytest.mark.parametrize("direction", ["momentum", "random"])
 def test_auto_is_in_sizes_of_the_weights_without_a_gradient(
     direction: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """||T v|| / ||v|| is between the least and the largest |w| + 0.01 of the weights that move."""
-    monkeypatch.setattr(Auto, "at", lambda self, moment: torch.tensor(0.5))
+    asked_always(0.5, monkeypatch)
     chosen = "query.weight|key.weight"
     sam = SAMConfig(sam_variant=direction, rho="auto", sam_parameters=chosen, sam_start=0.0)
     trainer = trainer_for("bert", tmp_path, sam=sam, max_steps=4, learning_rate=1e-4, prepare=without_dropout)
@@ -295,12 +302,32 @@ def test_auto_is_in_sizes_of_the_weights_without_a_gradient(
     assert all(0.25 * typical < rho < 1.5 * (typical + 0.01) for rho in radii)
 
 
+@pytest.mark.parametrize(("epochs", "told"), [(4, True), (5, False)])
+def test_auto_counts_epochs_and_says_so_where_there_are_too_few(
+    epochs: int, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four epochs of "auto" are those of the plain Trainer, bit for bit and at its cost."""
+    settings = {"num_train_epochs": epochs, "max_steps": -1, "learning_rate": 1e-2, "prepare": without_dropout}
+    settings |= {"per_device_train_batch_size": 26, "optim": "adamw_torch"}  # a loss that falls at each step
+    with caplog.at_level(logging.WARNING, logger="hf_sam"):
+        found = trainer_for("bert", tmp_path, sam=SAMConfig(rho="auto"), **settings)
+        found.train()
+    plain = trainer_for("bert", tmp_path, sam=None, **settings)
+    plain.train()
+    assert torch.equal(weights(found), weights(plain)) == told
+    perturbed = [log["epoch"] for log in training_logs(found) if log["sam/perturbed"] > 0]
+    assert perturbed == ([] if told else [e for e in (log["epoch"] for log in training_logs(found)) if e > 4])
+    messages = [r.getMessage() for r in caplog.records if "rho='auto'" in r.getMessage()]
+    assert len(messages) == told
+    assert all("this run has 4 and is plain training. Give a number" in message for message in messages)
+
+
 @pytest.mark.parametrize("scope", ["batch", "micro_batch"])
 @pytest.mark.parametrize("direction", ["sam", "asam"])
 def test_auto_has_the_rise_that_it_asks_for(
     direction: str, scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Auto, "at", lambda self, moment: torch.tensor(2e-5))
+    asked_always(2e-5, monkeypatch)
     sam = SAMConfig(sam_variant=direction, rho="auto", sam_scope=scope)
     settings = {"max_steps": 3, "prepare": without_dropout, "learning_rate": 1e-5, "per_device_train_batch_size": 13}
     trainer = trainer_for("bert", tmp_path, sam=sam, gradient_accumulation_steps=2, **settings)
