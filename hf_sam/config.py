@@ -30,8 +30,8 @@ class SAMConfig:
     The same fields are in `SAMTrainingArguments`, where they are command line options and reach the trackers.
 
     Args:
-        rho: radius of the perturbation, in the units of the weights' Euclidean norm, >= 0; "auto" to have it found;
-            None for the direction's default.
+        rho: radius of the perturbation, in the units of the weights' Euclidean norm, >= 0; "auto" to have it found,
+            with plain steps in the first four epochs; None for the direction's default.
         sam_variant: name of the direction, or "none".
         sam_variant_kwargs: options of the direction; a mapping, or a JSON object as a string.
         sam_scope: which data shares one perturbation.

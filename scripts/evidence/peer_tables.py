@@ -4,35 +4,48 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from scripts.evidence.bench_tables import copies, read
 from scripts.evidence.readme import markdown
 
-SIZES = ("22M", "110M")
-"""Of the files bench/peers_SIZE.json."""
+FILES = ("peers_22M", "peers_accumulation", "peers_110M")
+"""Of the results in bench/, those with all sides first; a file that is not there is left out."""
 
 
 def peers(results: Path) -> list[str]:
     """Return the table of time and memory on top of two plain passes."""
-    found = {size: read(path) for size in SIZES if (path := results / "bench" / f"peers_{size}.json").exists()}
+    found = [read(path) for name in FILES if (path := results / "bench" / f"{name}.json").exists()]
     header = [""]
-    for size in found:
-        header += [f"{size}: time", "range", "memory"]
+    for each in found:
+        header += [f"{heading(each)}: time", "range", "memory"]
     rows = []
-    for name, first in next(iter(found.values()))["results"].items():
+    for name, first in found[0]["results"].items():
         if first["floor"] == name:
             continue
         cells = [f"{name}, against {first['floor']}"]
-        for each in found.values():
-            row = each["results"][name]
-            low, high = row["time_ratio_range"]
-            cells += [f"{row['time_ratio']:.3f}", f"{low:.3f} to {high:.3f}", copies(row)]
+        for each in found:
+            row = each["results"].get(name)
+            cells += cells_of(row) if row else ["", "", ""]
         rows.append(cells)
     return markdown(header, rows)
 
 
+def heading(measured: dict[str, Any]) -> str:
+    """Return size of the model and shape of a step's batch."""
+    settings = measured["settings"]
+    parts = f" in {settings['accumulation']}" if settings["accumulation"] > 1 else ""
+    return f"{measured['parameters'] / 1e6:.0f}M, {settings['batch']} x {settings['length']} tokens{parts}"
+
+
+def cells_of(row: dict[str, Any]) -> list[str]:
+    """Return ratio, range and memory."""
+    low, high = row["time_ratio_range"]
+    return [f"{row['time_ratio']:.3f}", f"{low:.3f} to {high:.3f}", copies(row)]
+
+
 def survived(results: Path) -> list[str]:
     """Return the table of what accumulation, autocast, dropout, resuming and the Trainer do to each."""
-    checks = read(results / "bench" / f"peers_{SIZES[0]}.json")["checks"]
+    checks = read(results / "bench" / f"{FILES[0]}.json")["checks"]
     columns = list(next(iter(checks.values())))
     return markdown(["", *columns], [[name, *found.values()] for name, found in checks.items()])

@@ -210,9 +210,15 @@ def test_the_grids_that_are_shipped_can_be_read(tmp_path: Path) -> None:
         assert set(read_grid(path, tmp_path).titles) >= set(read_grid(path).titles)
 
 
-def test_the_grid_of_radii_has_the_presets() -> None:
-    methods = read_grid(Path(compare.__file__).parent / "grids" / "rho_auto.yaml").methods
-    names = {"full": "sam auto", "free": "momentum auto", "fast": "fast"}
+@pytest.mark.parametrize(
+    ("grid", "names"),
+    [
+        ("rho_auto", {"full": "sam auto", "free": "momentum auto"}),
+        ("noise", {"full": "full", "free": "free", "fast": "fast"}),
+    ],
+)
+def test_the_grids_have_the_presets(grid: str, names: dict[str, str]) -> None:
+    methods = read_grid(Path(compare.__file__).parent / "grids" / f"{grid}.yaml").methods
     assert {name: SAMConfig(**methods[method].arguments) for name, method in names.items()} == {
         name: SAMConfig.preset(name) for name in names
     }

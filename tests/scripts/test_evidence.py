@@ -81,13 +81,20 @@ def test_the_tables_of_peers(tmp_path: Path) -> None:
             "extra_copies_of_the_weights": ratio - 1.04
         }
 
-    rows = {"two plain passes": row(1.0, "two plain passes"), "hf_sam": row(1.02, "two plain passes")}
-    file = tmp_path / "bench" / "peers_22M.json"
-    file.parent.mkdir()
-    file.write_text(json.dumps({"results": rows, "checks": {"hf_sam": {"resume": "exact"}}}), encoding="utf-8")
+    rows = {name: row(ratio, "two plain passes") for name, ratio in (("two plain passes", 1.0), ("hf_sam", 1.02))}
+    small = {"parameters": 22_700_000, "settings": {"batch": 32, "length": 128, "accumulation": 1}, "results": rows}
+    large = {"parameters": 109_500_000, "settings": {"batch": 8, "length": 128, "accumulation": 4}}
+    large["results"] = {"two plain passes": row(1.0, "two plain passes")}
+    small["results"]["other"] = row(1.5, "two plain passes")
+    large["results"]["hf_sam"] = row(1.03, "two plain passes")
+    small["checks"] = {"hf_sam": {"resume": "exact"}}
+    (tmp_path / "bench").mkdir()
+    for name, content in (("peers_22M", small), ("peers_110M", large)):
+        (tmp_path / "bench" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     assert peers(tmp_path) == [
-        "|  | 22M: time | range | memory |",
-        "|---|---|---|---|",
-        "| hf_sam, against two plain passes | 1.020 | 1.010 to 1.030 | 0.0 |",
+        "|  | 23M, 32 x 128 tokens: time | range | memory | 110M, 8 x 128 tokens in 4: time | range | memory |",
+        "|---|---|---|---|---|---|---|",
+        "| hf_sam, against two plain passes | 1.020 | 1.010 to 1.030 | 0.0 | 1.030 | 1.020 to 1.040 | 0.0 |",
+        "| other, against two plain passes | 1.500 | 1.490 to 1.510 | 0.5 |  |  |  |",
     ]
     assert survived(tmp_path) == ["|  | resume |", "|---|---|", "| hf_sam | exact |"]
