@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 NOTHING_PERTURBED = (
     "`SAMConfig(rho='auto')` perturbs from the end of epoch %d, with its whole length from that of epoch %d; "
-    "this run has %d and is plain training. Give a number, such as rho=0.05, to perturb from the start."
+    "this run has %s and is plain training. Give a number, such as rho=0.05, to perturb from the start."
 )
+NOBODY_KNOWS = "data of unknown length, which are an epoch until they are repeated,"
 
 # The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
 if TYPE_CHECKING:
@@ -76,11 +78,16 @@ class BelongsToARun(SomeTrainer):
             self._plan, self._chosen = None, None
             is_new = self._policy.follow(config)
         if is_new:
-            if config.rho == AUTO and 1 <= self.state.num_train_epochs <= PLAIN_PASSES:
-                logger.warning(NOTHING_PERTURBED, PLAIN_PASSES, PASSES, self.state.num_train_epochs)
+            self._warn_of_few_epochs(config)
             self._policy.direction.prepare(self.model.named_parameters())
             self._policy.direction.prepare_model(self.model)
         return self._policy
+
+    def _warn_of_few_epochs(self, config: SAMConfig) -> None:
+        epochs = self.state.num_train_epochs
+        if config.rho == AUTO and (1 <= epochs <= PLAIN_PASSES or epochs == sys.maxsize):
+            has = NOBODY_KNOWS if epochs == sys.maxsize else epochs
+            logger.warning(NOTHING_PERTURBED, PLAIN_PASSES, PASSES, has)
 
     def _sam_moment(self) -> Moment:
         """Return where in the run the coming optimizer step is."""

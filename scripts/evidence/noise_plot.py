@@ -32,7 +32,7 @@ def draw(grid: Grid, summary: Summary, path: Path) -> None:
 def figure_of(grid: Grid, summary: Summary) -> Figure:
     """Return the picture. Tasks are called NAME_PERCENT, of wrong labels."""
     names = list(dict.fromkeys(task.rpartition("_")[0] for task in summary))
-    figure = Figure(figsize=(3.4 * len(names), 3.3), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(names) + 1.6, 3.3), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         shares = sorted(int(task.rpartition("_")[2]) for task in summary if task.rpartition("_")[0] == name)
@@ -52,7 +52,7 @@ def figure_of(grid: Grid, summary: Summary) -> Figure:
         axes.set_axisbelow(True)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    figure.axes[0].set_ylabel("clean test accuracy (%)\nmean and standard deviation over seeds")
+    figure.axes[0].set_ylabel("clean test accuracy (%), mean ± sd")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8)
     return figure

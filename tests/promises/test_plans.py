@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from hf_sam import SAMConfig, SAMTrainer
@@ -320,6 +321,25 @@ def test_auto_counts_epochs_and_says_so_where_there_are_too_few(
     messages = [r.getMessage() for r in caplog.records if "rho='auto'" in r.getMessage()]
     assert len(messages) == told
     assert all("this run has 4 and is plain training. Give a number" in message for message in messages)
+
+
+class Stream(IterableDataset[Any]):
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __iter__(self) -> Any:
+        return iter(self.data)
+
+
+def test_auto_says_what_it_does_where_the_length_of_the_data_is_unknown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho="auto"), max_steps=3)
+    trainer.train_dataset = Stream(list(trainer.train_dataset))
+    with caplog.at_level(logging.WARNING, logger="hf_sam"):
+        trainer.train()
+    assert [log["sam/perturbed"] for log in training_logs(trainer)] == [0.0] * 3
+    assert "data of unknown length, which are an epoch until they are repeated, and is plain training" in caplog.text
 
 
 @pytest.mark.parametrize("scope", ["batch", "micro_batch"])
