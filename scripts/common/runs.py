@@ -53,9 +53,15 @@ def read_runs(folder: Path) -> list[dict[str, Any]]:
     """Return all runs in a folder, none if there is no folder.
 
     Raises:
-        UserError: if a file holds no run.
+        UserError: if a file holds no run, or the runs of one task were scored by different metrics.
     """
-    return [_read(path) for path in sorted(folder.glob("*.json"))]
+    rows = [_read(path) for path in sorted(folder.glob("*.json"))]
+    metrics: dict[str, str] = {}
+    for row in rows:
+        metric = row.get("metric", "")
+        if metrics.setdefault(row["task"], metric) != metric:
+            raise UserError(f"{folder}: the runs of {row['task']} have both {metrics[row['task']]} and {metric}.")
+    return rows
 
 
 def _read(path: Path, wanted: Cell | None = None) -> dict[str, Any]:

@@ -56,4 +56,4 @@ def find_rho(results: Path) -> list[str]:
         best = max(fixed, key=lambda method: fixed[method].mean)
         rows.append([grid.titles[task], str(grid.tasks[task]["rho"]), f"{own.mean:.1f} ± {own.spread:.1f}"])
         rows[-1] += [best.removeprefix("sam "), f"{fixed[best].mean:.1f} ± {fixed[best].spread:.1f}"]
-    return markdown(["", "recommended", "accuracy (%)", "best of the search", "accuracy (%)"], rows)
+    return markdown(["", "recommended", "score (%)", "best of the search", "score (%)"], rows)

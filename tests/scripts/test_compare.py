@@ -224,6 +224,13 @@ def test_the_grids_have_the_presets(grid: str, names: dict[str, str]) -> None:
     }
 
 
+def test_runs_of_one_task_have_one_metric(tmp_path: Path) -> None:
+    for method, metric in (("adamw", "eval_accuracy"), ("sam", "eval_combined_score")):
+        write_run(tmp_path, Cell("mrpc", method, 1), {"task": "mrpc", "method": method, "seed": 1, "metric": metric})
+    with pytest.raises(UserError, match="the runs of mrpc have both eval_accuracy and eval_combined_score"):
+        read_runs(tmp_path)
+
+
 def test_the_summary_compares_seed_by_seed(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     assert summary["baseline"] == "adamw"
