@@ -33,8 +33,6 @@ from tests.models import FAMILIES
 from tests.promises import resumable  # noqa: F401 (registers the variant "remembering")
 from tests.promises.runs import ForcedScaler, fingerprint
 
-auto.PASSES = auto.PLAIN_PASSES = 1  # rho="auto" perturbs in runs of many epochs; those here are short
-
 
 @dataclass
 class Job:
@@ -189,6 +187,7 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
 def main(jobs: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     fsdp_on_cpu.enable()
+    auto.PASSES = auto.PLAIN_PASSES = 1  # rho="auto" perturbs in runs of many epochs; those here are short
     rank = int(os.environ.get("RANK", "0"))
     for entry in json.loads(jobs.read_text()):
         job = Job(**entry)
