@@ -69,6 +69,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "flatness bench": bench_tables.flatness_bench,
     **of_grid("noise", "digits"),
     **of_grid("glue"),
+    **of_grid("lora"),
     "peers": peer_tables.peers,
     "peers survived": peer_tables.survived,
 }
