@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +30,18 @@ from peft import LoraConfig, TaskType, get_peft_model
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 # `python scripts/bench.py` puts scripts/ on the path, the imports below need the folder above it.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hf_sam import SAMTrainer
 from scripts.common.bench_cases import CASES
+from scripts.common.clock import StepClock
 from scripts.common.environment import environment, write_results
 
 GROUP = 3
 """Cases that share one run of their base."""
-
-
-class StepClock(TrainerCallback):
-    """Notes when each optimizer step ended.
-
-    On one CPU thread it is the time that this process had, which others on the machine do not lengthen.
-    """
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-        alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
-        self.now = time.process_time if alone else time.perf_counter
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends.append(self.now())
 
 
 def make_trainer(name: str, options: argparse.Namespace, folder: str) -> tuple[Trainer, StepClock]:

@@ -37,7 +37,8 @@ from transformers import (
 )
 
 from hf_sam import SAMConfig, SAMTrainer
-from scripts.bench import StepClock, run_quietly
+from scripts.bench import run_quietly
+from scripts.common.clock import StepClock
 from scripts.common.environment import environment, write_results
 from scripts.common.errors import UserError
 from scripts.common.memory import forget_peak, peak_bytes

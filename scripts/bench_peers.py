@@ -34,12 +34,14 @@ from rich.table import Table
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_sam import SAMConfig, SAMTrainer
-from scripts.bench import StepClock, run_quietly
+from scripts.bench import run_quietly
+from scripts.common.clock import StepClock
 from scripts.common.environment import environment, write_results
 from scripts.common.memory import peak_bytes
 from scripts.common.parsing import PlainParser
 from scripts.common.peer_checks import checks
 from scripts.common.peers import LOOPS, RHO, TwoPassTrainer
+from scripts.common.relay import Turns, in_turns
 
 TRAINERS: dict[str, Callable[..., Trainer]] = {
     "two plain passes of the Trainer": TwoPassTrainer,
@@ -47,6 +49,8 @@ TRAINERS: dict[str, Callable[..., Trainer]] = {
 }
 """In the Trainer; the first is what the others are divided by."""
 NAMES = [*LOOPS, *TRAINERS]
+Round = dict[str, list[list[float]]]
+"""By name, for each step: its seconds, and those of its passes."""
 FLOORS = [next(iter(LOOPS)), next(iter(TRAINERS))]
 
 
@@ -55,22 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(argv)
     torch.set_num_threads(options.threads)
     transformers.utils.logging.set_verbosity_error()
-    if options.memory_of:
-        seconds(options.memory_of, options)
+    if options.alone:
+        run(options.alone, options, InTurns() if options.in_turns else StepClock())
         print(json.dumps(peak_bytes()))
         return 0
     names = options.sides
     peaks = {name: peak_of(name) for name in track(names, "memory", transient=True)}
-    rounds = [
-        {name: seconds(name, options) for name in (names if number % 2 else names[::-1])}
-        for number in track(range(options.rounds), "time", transient=True)
-    ]
+    rounds = [a_round(names, options.steps) for _ in track(range(options.rounds), "time", transient=True)]
     weights = 4 * sum(p.numel() for p in model_of(options).parameters())
     rows = {name: row_of(name, rounds, peaks, weights) for name in names}
     transformers.utils.logging.disable_progress_bar()
     survived = {name: checks(LOOPS[name]) for name in names if name in LOOPS and name != FLOORS[0]}
     results = {
-        "settings": {k: v for k, v in vars(options).items() if k not in ("output", "memory_of")},
+        "settings": {k: v for k, v in vars(options).items() if k not in ("output", "alone", "in_turns")},
         "parameters": weights // 4,
         "environment": environment(),
         "results": rows,
@@ -90,11 +91,12 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=64, help="tokens in an example (64)")
     parser.add_argument("--accumulation", type=int, default=1, help="micro-batches that a batch is cut into (1)")
     parser.add_argument("--sides", nargs="+", choices=NAMES, default=NAMES, metavar="SIDE", help=", ".join(NAMES))
-    parser.add_argument("--steps", type=int, default=4, help="in a round; the first is not timed (4)")
+    parser.add_argument("--steps", type=int, default=4, help="of each in a round; the first is not timed (4)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--output", type=Path, help="write the results to this JSON file")
-    parser.add_argument("--memory-of", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--alone", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--in-turns", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     options.sides = [name for name in NAMES if name in options.sides or name in FLOORS]
     return options
@@ -110,13 +112,38 @@ def model_of(options: argparse.Namespace) -> Any:
     return model.to(device)
 
 
-def seconds(name: str, options: argparse.Namespace) -> float:
-    """Return the mean time of the steps after the first."""
+class InTurns(StepClock):
+    """Tells how long each step took and how long of it its passes, and waits for the steps of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = Turns(self.now)
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        super().on_step_end()
+        self.turns.end_step(self.inside)
+        self.inside = 0.0
+
+
+def a_round(names: Sequence[str], steps: int) -> Round:
+    """Return the seconds of each one's steps after the first, and of their passes; loops, then Trainers."""
+    found: Round = {}
+    for group in (LOOPS, TRAINERS):
+        found |= in_turns({name: [*alone(name), "--in-turns"] for name in names if name in group}, steps)
+    return found
+
+
+def alone(name: str) -> list[str]:
+    """Return the command of one of them in a process of its own."""
+    return [sys.executable, __file__, *sys.argv[1:], "--alone", name]
+
+
+def run(name: str, options: argparse.Namespace, clock: StepClock) -> None:
+    """Take the steps of one of them."""
     model = model_of(options)
     size = options.steps * options.batch
     tokens = torch.randint(1000, 30000, (size, options.length))
     labels = torch.arange(size) % 2
-    clock = StepClock()
     if name in TRAINERS:
         data = [{"input_ids": row, "labels": label} for row, label in zip(tokens, labels, strict=True)]
         with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +159,6 @@ def seconds(name: str, options: argparse.Namespace) -> float:
         model.train()
         batches = torch.split(tokens, options.batch), torch.split(labels, options.batch)
         step_through(LOOPS[name](model), model, *batches, options.accumulation, clock)
-    return (clock.ends[-1] - clock.ends[0]) / (len(clock.ends) - 1)
 
 
 def step_through(peer: Any, model: Any, tokens: Any, labels: Any, accumulation: int, clock: StepClock) -> None:
@@ -142,10 +168,11 @@ def step_through(peer: Any, model: Any, tokens: Any, labels: Any, accumulation: 
 
         def closure(chunks: list[Any] = chunks) -> torch.Tensor:
             total = torch.zeros((), device=model.device)
-            for x, y in chunks:
-                loss = model(input_ids=x.to(model.device), labels=y.to(model.device)).loss / len(chunks)
-                loss.backward()
-                total += loss.detach()
+            with clock.a_pass():
+                for x, y in chunks:
+                    loss = model(input_ids=x.to(model.device), labels=y.to(model.device)).loss / len(chunks)
+                    loss.backward()
+                    total += loss.detach()
             return total
 
         peer.step(closure)
@@ -156,18 +183,22 @@ def peak_of(name: str) -> int:
     """Return the peak memory of a process of its own, in bytes."""
     # glibc keeps freed blocks for later; told not to, the resident size is what is really in use.
     env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
-    answer = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    two = [*alone(name), "--steps", "2"]  # in the second step the optimizer has its state
+    answer = subprocess.run(two, env=env, check=True, stdout=subprocess.PIPE, text=True)
     return int(answer.stdout.splitlines()[-1])
 
 
-def row_of(name: str, rounds: list[dict[str, float]], peaks: dict[str, int], weights: int) -> dict[str, Any]:
+def row_of(name: str, rounds: list[Round], peaks: dict[str, int], weights: int) -> dict[str, Any]:
     """Return what was measured of one way."""
     floor = FLOORS[name in TRAINERS]
-    ratios = [each[name] / each[floor] for each in rounds]
+    steps = {side: [step[0] for each in rounds for step in each[side]] for side in (name, floor)}
+    outside = {side: statistics.median(s - i for each in rounds for s, i in each[side]) for side in (name, floor)}
+    ratios = [statistics.median(s[0] / f[0] for s, f in zip(each[name], each[floor], strict=True)) for each in rounds]
+    own = (outside[name] - outside[floor]) / statistics.median(steps[floor])
     return {
         "floor": floor,
-        "seconds_per_step": statistics.median(each[name] for each in rounds),
+        "seconds_and_seconds_in_passes": [each[name] for each in rounds],
+        "share_outside_passes": None if name in TRAINERS else own,
         "time_ratio": statistics.median(ratios),
         "time_ratio_range": [min(ratios), max(ratios)],
         "peak_bytes": peaks[name],
@@ -177,12 +208,19 @@ def row_of(name: str, rounds: list[dict[str, float]], peaks: dict[str, int], wei
 
 def show(results: dict[str, Any]) -> None:
     """Print both tables."""
-    table = Table("", "time, two plain passes = 1", "range", "extra peak memory, in copies of the weights")
+    table = Table(
+        "",
+        "time, two plain passes = 1",
+        "range",
+        "outside of the passes",
+        "extra peak memory, in copies of the weights",
+    )
     table.title = f"{results['parameters'] / 1e6:.1f}M parameters"
     for name, row in results["results"].items():
         low, high = row["time_ratio_range"]
         memory = f"{row['extra_copies_of_the_weights']:.2f}"
-        table.add_row(name, f"{row['time_ratio']:.3f}", f"{low:.3f} to {high:.3f}", memory)
+        own = "" if row["share_outside_passes"] is None else f"{row['share_outside_passes']:.2%}"
+        table.add_row(name, f"{row['time_ratio']:.3f}", f"{low:.3f} to {high:.3f}", own, memory)
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
     table = Table("", *next(iter(results["checks"].values()), []))

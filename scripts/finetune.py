@@ -33,6 +33,7 @@ from scripts.common.checkpoints import (
     find_checkpoint,
 )
 from scripts.common.errors import HUB_ERROR, UserError, one_line
+from scripts.common.fresh_dropout import FreshDropoutTrainer
 from scripts.common.parsing import parse
 from scripts.common.processes import check_same, part, prepared_together
 from scripts.common.summary import finite, run_facts, show
@@ -97,8 +98,9 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     evaluation = {name: split.data for name, split in task.evaluation.items()}
+    kind = FreshDropoutTrainer if args.fresh_dropout else SAMTrainer
     try:
-        trainer = SAMTrainer(
+        trainer = kind(
             model=task.model,
             args=training,
             train_dataset=task.train,

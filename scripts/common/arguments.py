@@ -87,6 +87,9 @@ class ScriptArguments:
     overwrite_output_dir: bool = _option(
         False, "Train into an output_dir that holds a model: its checkpoints and results are removed first."
     )
+    fresh_dropout: bool = _option(
+        False, "Draw new dropout masks in SAM's second pass, which otherwise has those of the first (an ablation)."
+    )
     torch_threads: int | None = _option(None, "CPU threads of torch. Small models are fastest with 1.")
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from scripts.evidence.bench_tables import copies, read
 from scripts.evidence.readme import markdown
 
-FILES = ("peers_22M", "peers_accumulation", "peers_110M_16", "peers_110M_8")
+FILES = ("peers_22M", "peers_accumulation", "peers_110M", "peers_110M_16", "peers_110M_8")
 """Of the results in bench/, those with all sides first; a file that is not there is left out."""
 
 
@@ -18,7 +18,7 @@ def peers(results: Path) -> list[str]:
     found = [read(path) for name in FILES if (path := results / "bench" / f"{name}.json").exists()]
     header = [""]
     for each in found:
-        header += [f"{heading(each)}: time", "memory"]
+        header += [f"{heading(each)}: time", "of it outside of the passes", "memory"]
     rows = []
     for name, first in found[0]["results"].items():
         if first["floor"] == name:
@@ -26,7 +26,7 @@ def peers(results: Path) -> list[str]:
         cells = [f"{name}, against {first['floor']}"]
         for each in found:
             row = each["results"].get(name)
-            cells += cells_of(row) if row else ["", ""]
+            cells += cells_of(row) if row else [""] * 3
         rows.append(cells)
     return markdown(header, rows)
 
@@ -39,9 +39,11 @@ def heading(measured: dict[str, Any]) -> str:
 
 
 def cells_of(row: dict[str, Any]) -> list[str]:
-    """Return ratio with its range, and memory."""
+    """Return ratio with its range, the part outside of passes and update, where it was watched, and memory."""
     low, high = row["time_ratio_range"]
-    return [f"{row['time_ratio']:.3f} ({low:.3f} to {high:.3f})", copies(row)]
+    share = row.get("share_outside_passes")
+    own = "" if share is None else f"{100 * share:.1f} %"
+    return [f"{row['time_ratio']:.3f} ({low:.3f} to {high:.3f})", own, copies(row)]
 
 
 def survived(results: Path) -> list[str]:

@@ -52,6 +52,10 @@ def test_the_benchmark_measures_time_memory_and_what_breaks(tmp_path: Path) -> N
     assert set(results["checks"]) == set(sides[:2])
     for name, row in results["results"].items():
         assert 0.3 < row["time_ratio"] < 3.0, name  # a single round: loads on the machine come and go
+        ((first, second),) = row["seconds_and_seconds_in_passes"]
+        for seconds, inside in (first, second):
+            assert inside == 0 if "Trainer" in name else 0 < inside < seconds, name  # nobody watches the Trainer's
+        assert (row["share_outside_passes"] is None) == ("Trainer" in name), name
     assert results["results"]["davda54/sam, from its formula"]["extra_copies_of_the_weights"] > 0.8
     assert results["results"]["hf_sam"]["extra_copies_of_the_weights"] < 1.05
 
