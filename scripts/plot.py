@@ -68,8 +68,10 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "flatness": flatness_tables.flatness,
     "flatness bench": bench_tables.flatness_bench,
     **of_grid("noise", "digits"),
+    **of_grid("noise", "fashion"),
     **of_grid("glue"),
     **of_grid("lora"),
+    **of_grid("ablations"),
     "peers": peer_tables.peers,
     "peers survived": peer_tables.survived,
 }
