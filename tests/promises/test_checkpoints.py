@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from hf_sam import SAMConfig
 from tests.promises.runs import trainer_for
 
 ELSEWHERE = """
-import json, sys
+import hashlib, json, sys
 class Refuse:
     def find_spec(self, name, *rest):
         if name.split(".")[0] == "hf_sam":
@@ -31,7 +32,9 @@ loader = {"bert": AutoModelForSequenceClassification, "resnet": AutoModelForImag
 model = loader.from_pretrained(sys.argv[1]).eval()
 inputs = {k: torch.tensor(v) for k, v in json.load(sys.stdin).items()}
 with torch.no_grad():
-    print(json.dumps(model(**inputs).logits.tolist()))
+    logits = model(**inputs).logits.tolist()
+weights = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in model.state_dict().items()}
+print(json.dumps({"logits": logits, "weights": weights}))
 assert "hf_sam" not in sys.modules
 """
 
@@ -45,6 +48,7 @@ def test_a_process_without_hf_sam_loads_the_checkpoint_and_predicts_the_same(fam
     inputs = {k: v.unsqueeze(0) for k, v in example.items() if k != "labels"}
     with torch.no_grad():
         expected = trainer.model.eval()(**inputs).logits
+    weights = {k: hashlib.sha256(t.numpy().tobytes()).hexdigest() for k, t in trainer.model.state_dict().items()}
     for folder in ("checkpoint-3", "final"):
         answer = subprocess.run(
             [sys.executable, "-c", ELSEWHERE, str(tmp_path / folder), family],
@@ -55,7 +59,10 @@ def test_a_process_without_hf_sam_loads_the_checkpoint_and_predicts_the_same(fam
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        assert torch.equal(torch.tensor(json.loads(answer.stdout.splitlines()[-1])), expected)
+        there = json.loads(answer.stdout.splitlines()[-1])
+        assert there["weights"] == weights
+        # Not to the bit: a file's tensors lie elsewhere in memory, and matrix products depend on how they are aligned.
+        torch.testing.assert_close(torch.tensor(there["logits"]), expected)
 
 
 def card_of(tmp_path: Path, sam: SAMConfig, **kwargs: Any) -> ModelCard:

@@ -93,11 +93,15 @@ def test_the_tables_of_peers(tmp_path: Path) -> None:
     for name, content in (("peers_22M", small), ("peers_110M", large)):
         (tmp_path / "bench" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     assert peers(tmp_path) == [
-        "|  | 23M, 32 x 128 tokens: time | of it outside of the passes | memory "
-        "| 110M, 8 x 128 tokens in 4: time | of it outside of the passes | memory |",
+        (
+            "|  | 23M, 32 x 128 tokens: time | of it outside of the passes | memory "
+            "| 110M, 8 x 128 tokens in 4: time | of it outside of the passes | memory |"
+        ),
         "|---|---|---|---|---|---|---|",
-        "| hf_sam, against two plain passes "
-        "| 1.020 (1.010 to 1.030) | 1.0 % | 0.0 | 1.030 (1.020 to 1.040) | 1.5 % | 0.0 |",
+        (
+            "| hf_sam, against two plain passes "
+            "| 1.020 (1.010 to 1.030) | 1.0 % | 0.0 | 1.030 (1.020 to 1.040) | 1.5 % | 0.0 |"
+        ),
         "| other, against two plain passes | 1.500 (1.490 to 1.510) |  | 0.5 |  |  |  |",
     ]
     assert survived(tmp_path) == ["|  | resume |", "|---|---|", "| hf_sam | exact |"]
