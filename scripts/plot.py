@@ -69,6 +69,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "flatness bench": bench_tables.flatness_bench,
     **of_grid("noise", "digits"),
     **of_grid("noise", "fashion"),
+    **of_grid("noise", "cifar10"),
     **of_grid("glue"),
     **of_grid("lora"),
     **of_grid("ablations"),

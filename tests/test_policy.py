@@ -183,7 +183,7 @@ BEGINNING: dict[str, Any] = {
         ({"sam_rounding": "stochastic", "sam_sharpness_weight": 0.5}, set()),
         ({"rho": 0.1, "sam_variant": "sam", "sam_gate_kwargs": {"delta": 0}}, {"radius", "direction", "test"}),
     ],
-    ids=str,
+    ids=lambda x: str(x if isinstance(x, dict) else sorted(x)),
 )
 def test_what_a_change_does_not_concern_goes_on(change: dict[str, Any], new_parts: set[str]) -> None:
     policy, config = Policy(SAMConfig(**BEGINNING)), SAMConfig(**{**BEGINNING, **change})

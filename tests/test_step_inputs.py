@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -125,7 +126,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("kwargs", "error", "message"), BAD, ids=[str(b[0]) for b in BAD])
+NAMES = [re.sub(" at 0x[0-9a-f]+", "", str(bad[0])) for bad in BAD]
+
+
+@pytest.mark.parametrize(("kwargs", "error", "message"), BAD, ids=NAMES)
 def test_a_bad_argument_is_named_with_its_rule_and_value(kwargs: dict[str, Any], error: type, message: str) -> None:
     model, x, calls = Classifier(), torch.randn(16, 5), []
 

@@ -9,7 +9,7 @@ from typing import Any
 from scripts.evidence.bench_tables import copies, read
 from scripts.evidence.readme import markdown
 
-FILES = ("peers_22M", "peers_accumulation", "peers_110M", "peers_110M_16", "peers_110M_8")
+FILES = ("peers_22M", "peers_accumulation", "peers_110M")
 """Of the results in bench/, those with all sides first; a file that is not there is left out."""
 
 
@@ -41,7 +41,7 @@ def heading(measured: dict[str, Any]) -> str:
 def cells_of(row: dict[str, Any]) -> list[str]:
     """Return ratio with its range, the part outside of passes and update, where it was watched, and memory."""
     low, high = row["time_ratio_range"]
-    share = row.get("share_outside_passes")
+    share = row["share_outside_passes"]
     own = "" if share is None else f"{100 * share:.1f} %"
     return [f"{row['time_ratio']:.3f} ({low:.3f} to {high:.3f})", own, copies(row)]
 
