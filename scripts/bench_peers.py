@@ -5,8 +5,9 @@
     python scripts/bench_peers.py --hidden 768 --layers 12            # 110M, BERT-base
     python scripts/bench_peers.py --output scripts/results/bench/peers.json
 
-Same model, data and base optimizer (AdamW). Every step is divided by two plain passes and an update, timed just before
-it; medians of the rounds. Memory: the peak of a process of its own. The last table takes each through what a
+Same model, data and base optimizer (AdamW). Each library is a process of its own, and they take their steps in turns
+with one that does two plain passes and an update, which their steps are divided by; medians of the rounds. Memory: the
+peak of a process of its own. The last table takes each through what a
 training run brings: "accumulation" and "resume" are differences of float64 weights after three and six steps.
 """
 
