@@ -67,6 +67,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "PIECE", 1500)
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_line_of_the_way_up_or_back_leaves_the_weights_where_they_were(tmp_path: Path) -> None:
     assert not list(interrupted(Setting("bert", "sam", "batch"), tmp_path, phases=LINES[1:3]))
 

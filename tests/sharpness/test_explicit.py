@@ -16,7 +16,7 @@ from tests.sharpness.models import FAMILIES, build, hessian
 families = pytest.mark.parametrize(
     "family", [name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
-attentions = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+attentions = pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 CLOSE = 1e-8  # relative to the largest eigenvalue
 
 

@@ -52,7 +52,7 @@ def test_lora() -> None:
     assert largest(adapted, examples, parameters="adapters") == truth(adapted, examples, adapters)
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradient_checkpointing_that_is_switched_on_makes_no_difference(reentrant: bool) -> None:
     model, examples = build("bert")
     expected = truth(model, examples)
