@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_a_step_costs_two_passes_and_one_copy_of_the_weights(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    size = ["--hidden", "512", "--layers", "5", "--batch", "8", "--length", "64", "--rounds", "3"]
+    size = ["--hidden", "512", "--layers", "5", "--batch", "8", "--length", "64", "--rounds", "2"]
     command = [sys.executable, "scripts/bench.py", *size, "--cases", "sam", "--output", str(output)]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     results = json.loads(output.read_text())["results"]
