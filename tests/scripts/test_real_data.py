@@ -39,8 +39,8 @@ def test_minilm_learns(task: str, metrics: list[str], variant: str, run: Run, re
     assert results["eval_accuracy"] > (0.6 if task == "sst2" else 0.65)
 
 
-def test_target_ascent_holds_its_target(run: Run, real_data: Path, tmp_path: Path) -> None:
-    target = 0.1
+@pytest.mark.parametrize("target", [0.02, 0.1])
+def test_target_ascent_holds_its_target(target: float, run: Run, real_data: Path, tmp_path: Path) -> None:
     schedule = [
         "--rho",
         0.02,
