@@ -4,13 +4,13 @@
 Not Segment Anything: "SAM" is the optimisation method everywhere in this package.
 """
 
-from hf_sam.arguments import SAMTrainingArguments
-from hf_sam.config import SAMConfig
-from hf_sam.find_rho import find_rho
-from hf_sam.loop import sharpness_aware_grad
-from hf_sam.moment import Moment
-from hf_sam.range_test import RangeTest
-from hf_sam.trainer import SAMSeq2SeqTrainer, SAMTrainer, SAMTrainerMixin
+from hf_sam.config.sam_config import SAMConfig
+from hf_sam.functional import sharpness_aware_grad
+from hf_sam.rho_search.find_rho import find_rho
+from hf_sam.rho_search.recommendation import RangeTest
+from hf_sam.step_context import StepContext
+from hf_sam.trainer.arguments import SAMTrainingArguments
+from hf_sam.trainer.trainer import SAMSeq2SeqTrainer, SAMTrainer, SAMTrainerMixin
 from hf_sam.variants import (
     ASAM,
     GSAM,
@@ -62,5 +62,5 @@ __all__ = [  # noqa: RUF022 (by subject, not by letter)
     "Variant",
     "OnePass",
     "Regulariser",
-    "Moment",
+    "StepContext",
 ]

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sam.checks import check_number, known_options
-from hf_sam.moment import Moment
+from hf_sam._checks import check_number, known_options
+from hf_sam.step_context import StepContext
 
 WARMUP = "warmup"
 """As `start`: when the learning rate's warm-up ends."""
@@ -35,30 +35,30 @@ class Gate:
         """Whether no step is left out, whatever the run."""
         return self.start == 0.0 and self.stop == 1.0 and self.every == 1
 
-    def in_time(self, moment: Moment) -> bool:
-        """Return whether `moment` is between start and stop.
+    def in_time(self, context: StepContext) -> bool:
+        """Return whether `context` is between start and stop.
 
         Raises:
             ValueError: if that depends on the length of the run and nobody knows it.
         """
         by_share = self.stop < 1.0 or (self.start != WARMUP and self.start != 0.0)
-        if by_share and not moment.steps:
+        if by_share and not context.steps:
             raise ValueError("`sam_start` and `sam_stop` need to know how long the run is: set max_steps.")
-        first = moment.warmup_steps if isinstance(self.start, str) else _steps_in(self.start, moment)
-        return moment.step >= first and (self.stop == 1.0 or moment.step < _steps_in(self.stop, moment))
+        first = context.warmup_steps if isinstance(self.start, str) else _steps_in(self.start, context)
+        return context.step >= first and (self.stop == 1.0 or context.step < _steps_in(self.stop, context))
 
-    def in_turn(self, moment: Moment) -> bool:
+    def in_turn(self, context: StepContext) -> bool:
         """Return whether the step is one of every k."""
-        return moment.step % self.every == 0
+        return context.step % self.every == 0
 
-    def opens(self, moment: Moment) -> bool:
-        """Return whether a step at `moment` perturbs."""
-        return self.in_time(moment) and self.in_turn(moment)
+    def opens(self, context: StepContext) -> bool:
+        """Return whether a step at `context` perturbs."""
+        return self.in_time(context) and self.in_turn(context)
 
 
-def _steps_in(share: float, moment: Moment) -> int:
+def _steps_in(share: float, context: StepContext) -> int:
     """Return how many steps begin before a share of the run is over; 0.07 of 100 are 7, whatever floats make of it."""
-    return math.ceil(round(share * moment.steps, 6))
+    return math.ceil(round(share * context.steps, 6))
 
 
 class GradientNormTest:
@@ -80,7 +80,7 @@ class GradientNormTest:
         self.c_end = check_number("sam_gate_kwargs", "c_end", c_end)
         self._mean, self._variance, self._steps = 0.0, 0.0, 0
 
-    def passes(self, squared_norm: Tensor, moment: Moment) -> bool:
+    def passes(self, squared_norm: Tensor, context: StepContext) -> bool:
         """Take in ||g||^2 (without loss scale, the same on every process) and return whether to perturb.
 
         A gradient that is not finite changes nothing; the step then goes on, and is counted as skipped.
@@ -88,7 +88,7 @@ class GradientNormTest:
         Raises:
             ValueError: if c depends on the length of the run and nobody knows it.
         """
-        if self.c_start != self.c_end and not moment.steps:
+        if self.c_start != self.c_end and not context.steps:
             raise ValueError(
                 "`sam_gate='gradient_norm'` needs to know how long the run is: set max_steps, or give c_start and "
                 "c_end in sam_gate_kwargs the same value."
@@ -100,7 +100,7 @@ class GradientNormTest:
         self._mean = past * self._mean + (1 - past) * value
         self._variance = past * self._variance + (1 - past) * (value - self._mean) ** 2
         self._steps += 1
-        c = self.c_start + (self.c_end - self.c_start) * moment.progress
+        c = self.c_start + (self.c_end - self.c_start) * context.progress
         return bool(value >= self._mean + c * self._variance**0.5)
 
     def state_dict(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hf_sam import VARIANTS, SAMConfig
-from hf_sam.checks import check_number, checked_choice, known_options, parsed_kwargs
+from hf_sam._checks import check_number, checked_choice, known_options, parsed_kwargs
 
 
 # ----------------------------------------------------------------------------------------------------------------------

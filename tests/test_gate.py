@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from hf_sam.gate import GATES, WARMUP, Gate, GradientNormTest, make_test
-from hf_sam.moment import Moment
+from hf_sam.step_context import StepContext
 
 
 def open_steps(gate: Gate, steps: int = 20, warmup: int = 5) -> list[int]:
-    return [t for t in range(steps) if gate.opens(Moment(step=t, steps=steps, warmup_steps=warmup))]
+    return [t for t in range(steps) if gate.opens(StepContext(step=t, steps=steps, warmup_steps=warmup))]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -40,8 +40,8 @@ def test_hundredths_are_not_moved_by_a_step_where_floats_are_not_exact(steps: in
         edge = math.ceil(Fraction(percent, 100) * steps)
         late, early = Gate(percent / 100), Gate(stop=percent / 100)
         for step, is_late in ((edge - 1, False), (edge, True)):
-            moment = Moment(step=step, steps=steps)
-            assert (late.opens(moment), early.opens(moment)) == (is_late, not is_late), percent
+            context = StepContext(step=step, steps=steps)
+            assert (late.opens(context), early.opens(context)) == (is_late, not is_late), percent
 
 
 def test_what_stops_and_what_starts_at_a_share_make_a_whole() -> None:
@@ -60,14 +60,14 @@ def test_only_a_gate_that_leaves_nothing_out_is_always_open() -> None:
 @pytest.mark.parametrize("gate", [Gate(start=0.5), Gate(stop=0.5), Gate(WARMUP, 0.5)])
 def test_a_share_of_a_run_of_unknown_length_is_refused(gate: Gate) -> None:
     with pytest.raises(ValueError, match=r"`sam_start` and `sam_stop` need to know how long the run is: set max_steps"):
-        gate.opens(Moment(step=3))
+        gate.opens(StepContext(step=3))
 
 
 @pytest.mark.parametrize(
     ("gate", "expected"), [(Gate(), [0, 1, 2, 3]), (Gate(every=3), [0, 3]), (Gate(WARMUP), [2, 3])]
 )
 def test_what_needs_no_length_asks_for_none(gate: Gate, expected: list[int]) -> None:
-    assert [t for t in range(4) if gate.opens(Moment(step=t, warmup_steps=2))] == expected
+    assert [t for t in range(4) if gate.opens(StepContext(step=t, warmup_steps=2))] == expected
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -97,8 +97,8 @@ def reference(norms: np.ndarray, delta: float = 0.9, lambda_1: float = -1.0, lam
 
 
 def decide(test: GradientNormTest, norms: np.ndarray, start: int = 0, dtype: torch.dtype = torch.float64) -> list[bool]:
-    at = [Moment(step=t, steps=STEPS) for t in range(start, start + len(norms))]
-    return [test.passes(torch.tensor(x, dtype=dtype), moment) for x, moment in zip(norms, at, strict=True)]
+    at = [StepContext(step=t, steps=STEPS) for t in range(start, start + len(norms))]
+    return [test.passes(torch.tensor(x, dtype=dtype), context) for x, context in zip(norms, at, strict=True)]
 
 
 @pytest.mark.parametrize("delta", [0.0, 0.5, 0.9])
@@ -149,8 +149,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float, at: int, dtyp
 
 def test_the_length_of_the_run_is_asked_for_where_it_matters() -> None:
     with pytest.raises(ValueError, match=r"`sam_gate='gradient_norm'` needs to know how long the run is"):
-        GradientNormTest().passes(torch.tensor(1.0), Moment(step=3))
-    assert GradientNormTest(c_start=0.5, c_end=0.5).passes(torch.tensor(1.0), Moment(step=3))
+        GradientNormTest().passes(torch.tensor(1.0), StepContext(step=3))
+    assert GradientNormTest(c_start=0.5, c_end=0.5).passes(torch.tensor(1.0), StepContext(step=3))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

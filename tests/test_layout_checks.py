@@ -17,23 +17,30 @@ from tests.test_layout import (
     unwanted,
 )
 
-KNOWN = {"hf_sam", "hf_sam.numerics", "hf_sam.variants", "hf_sam.variants.sam", "hf_sam.step", "hf_sam.trainer"}
+KNOWN = {
+    "hf_sam",
+    "hf_sam.vectors.vectors",
+    "hf_sam.variants",
+    "hf_sam.variants.sam",
+    "hf_sam.step.two_pass",
+    "hf_sam.trainer.trainer",
+}
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("hf_sam.numerics", "from hf_sam.step import descend"),
-        ("hf_sam.numerics", "from hf_sam import step"),
-        ("hf_sam.variants.sam", "import hf_sam.trainer"),
-        ("hf_sam.step", "def f():\n    from hf_sam.trainer import SAMTrainer"),
-        ("hf_sam.trainer", "from hf_sam import SAMTrainer"),
-        ("hf_sam.trainer", "from hf_sam.unknown import x"),
-        ("hf_sam.step", "import transformers"),
-        ("hf_sam.step", "from accelerate.utils import gather"),
-        ("hf_sam.trainer", "import numpy"),
-        ("hf_sam.trainer", "from scripts.finetune import main"),
-        ("hf_sam.trainer", "from .step import descend"),
+        ("hf_sam.vectors.vectors", "from hf_sam.step.two_pass import descend"),
+        ("hf_sam.vectors.vectors", "from hf_sam import step"),
+        ("hf_sam.variants.sam", "import hf_sam.trainer.trainer"),
+        ("hf_sam.step.two_pass", "def f():\n    from hf_sam.trainer.trainer import SAMTrainer"),
+        ("hf_sam.trainer.trainer", "from hf_sam import SAMTrainer"),
+        ("hf_sam.trainer.trainer", "from hf_sam.unknown import x"),
+        ("hf_sam.step.two_pass", "import transformers"),
+        ("hf_sam.step.two_pass", "from accelerate.utils import gather"),
+        ("hf_sam.trainer.trainer", "import numpy"),
+        ("hf_sam.trainer.trainer", "from scripts.finetune import main"),
+        ("hf_sam.trainer.trainer", "from .step import descend"),
         ("hf_sam.brand_new", "import torch"),
     ],
 )
@@ -44,10 +51,13 @@ def test_an_import_that_points_up_or_out_is_found(module: str, source: str) -> N
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("hf_sam.step", "import math\nimport torch\nfrom hf_sam.numerics import dot\nfrom hf_sam.variants import SAM"),
+        (
+            "hf_sam.step.two_pass",
+            "import math\nimport torch\nfrom hf_sam.vectors.vectors import dot\nfrom hf_sam.variants import SAM",
+        ),
         ("hf_sam.variants", "from hf_sam.variants.sam import SAM"),
-        ("hf_sam.trainer", "import transformers\nfrom hf_sam import step"),
-        ("hf_sam", "from hf_sam.trainer import SAMTrainer"),
+        ("hf_sam.trainer.trainer", "import transformers\nfrom hf_sam.step import two_pass"),
+        ("hf_sam", "from hf_sam.trainer.trainer import SAMTrainer"),
     ],
 )
 def test_an_import_that_points_down_is_fine(module: str, source: str) -> None:

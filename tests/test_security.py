@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hf_sam import SAMConfig, SAMTrainingArguments
-from hf_sam.state import JSON_NAME, load_state, save_state
+from hf_sam.trainer.state_file import JSON_NAME, load_state, save_state
 from tests.promises.runs import differences, fingerprint, trainer_for
 from tests.test_layout import ROOT, sources
 

@@ -9,7 +9,7 @@ from hf_sam.sharpness.callback import SharpnessCallback
 from hf_sam.sharpness.card import add_to_card
 
 # Several checkpoints
-from hf_sam.sharpness.comparing import Comparison, Difference, compare
+from hf_sam.sharpness.compare import Comparison, Difference, compare
 
 # The loss around and between weights
 from hf_sam.sharpness.landscape import Interpolation, Landscape, interpolate, landscape_1d, landscape_2d

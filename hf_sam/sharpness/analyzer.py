@@ -13,17 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_sam.checks import check_count, check_number, checked_choice
-from hf_sam.filters import chosen
-from hf_sam.sharpness import ascent, spectrum
-from hf_sam.sharpness.blocks import groups_of
-from hf_sam.sharpness.costs import Found, measuring, over_groups
-from hf_sam.sharpness.loan import Loan, bare
+from hf_sam._checks import check_count, check_number, checked_choice
+from hf_sam.parameters.choose import chosen
+from hf_sam.sharpness import rises, spectrum
+from hf_sam.sharpness.bookkeeping import Found, measuring, over_groups, summary_of
+from hf_sam.sharpness.borrowed_model import Loan, bare
+from hf_sam.sharpness.examples import Collator, Probe
+from hf_sam.sharpness.loss_function import Problem
 from hf_sam.sharpness.losses import LossFunction
-from hf_sam.sharpness.probe import Collator, Probe
-from hf_sam.sharpness.problem import Problem
+from hf_sam.sharpness.module_groups import groups_of
 from hf_sam.sharpness.results import Density, Eigenvalues, Estimate, Rise, name_of, rise_of, standard_error
-from hf_sam.sharpness.summary import summary_of
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "as loaded": None}
 
@@ -161,8 +160,8 @@ class SharpnessAnalyzer:
             m: examples that share one eps (m-sharpness); all of them without it. Another m is another quantity.
         """
         check_number("sam_sharpness", "rho", rho, least=0)
-        scale = ascent.scales(self.problem, adaptive)
-        measure = functools.partial(ascent.sam_rise, rho=rho, scale=scale)
+        scale = rises.scales(self.problem, adaptive)
+        measure = functools.partial(rises.sam_rise, rho=rho, scale=scale)
         return self._rise("sam", measure, rho=rho, adaptive=adaptive, m=m)
 
     def worst_case(self, rho: float = 0.05, steps: int = 20, adaptive: bool = False, m: int | None = None) -> Rise:
@@ -176,8 +175,8 @@ class SharpnessAnalyzer:
         """
         check_number("worst_case", "rho", rho, least=0)
         check_count("worst_case", "steps", steps)
-        scale = ascent.scales(self.problem, adaptive)
-        measure = functools.partial(ascent.worst_rise, rho=rho, steps=steps, scale=scale)
+        scale = rises.scales(self.problem, adaptive)
+        measure = functools.partial(rises.worst_rise, rho=rho, steps=steps, scale=scale)
         return self._rise("worst", measure, rho=rho, adaptive=adaptive, m=m, steps=steps)
 
     def average_case(self, rho: float = 0.05, n: int = 32, adaptive: bool = False) -> Rise:
@@ -192,11 +191,11 @@ class SharpnessAnalyzer:
         """
         check_number("average_case", "rho", rho, least=0)
         check_count("average_case", "n", n)
-        scale = ascent.scales(self.problem, adaptive)
+        scale = rises.scales(self.problem, adaptive)
         with self._measuring(rho=rho, adaptive=adaptive, n=n) as how:
-            rises, loss, norm = ascent.average_rises(self.problem, rho, n, scale, self.seed)
+            found, loss, norm = rises.average_rises(self.problem, rho, n, scale, self.seed)
         name = name_of("average", rho, adaptive, len(self.probe.examples))
-        return rise_of(name, [(rise, loss, norm) for rise in rises], [1 / n] * n, how)
+        return rise_of(name, [(rise, loss, norm) for rise in found], [1 / n] * n, how)
 
     def per_module(self, patterns: Sequence[str], products: int = 30) -> dict[str, dict[str, Any]]:
         """Return lambda_max and trace of each module's own block of the Hessian, by the module's path.

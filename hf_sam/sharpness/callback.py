@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from hf_sam.checks import check_count, check_number, checked_choice
+from hf_sam._checks import check_count, check_number, checked_choice
 from hf_sam.sharpness.analyzer import SharpnessAnalyzer
 
 LOGGED = ("loss", "gradient_norm", "lambda_max", "sam", "worst_case", "trace")

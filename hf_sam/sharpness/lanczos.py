@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sam.sharpness.problem import Problem
+from hf_sam.sharpness.loss_function import Problem
 
 KEPT = 20
 """Most vectors in memory."""

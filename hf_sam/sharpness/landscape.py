@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hf_sam.checks import check_count, check_number
-from hf_sam.sharpness.costs import measuring
+from hf_sam._checks import check_count, check_number
+from hf_sam.sharpness.bookkeeping import measuring
 from hf_sam.sharpness.results import Measured
 
 if TYPE_CHECKING:

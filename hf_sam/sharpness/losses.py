@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_sam.layers import RandomState, devices_of
+from hf_sam.step.replay import RandomState, devices_of
 
 LossFunction = Callable[[nn.Module, Mapping[str, Any]], "tuple[Tensor, float]"]
 """Returns the mean loss of a batch, 0-dim, and the number of terms that the mean is over."""

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sam.checks import checked_choice
+from hf_sam._checks import checked_choice
 from hf_sam.sharpness.lanczos import KEPT, extreme, grow, started
-from hf_sam.sharpness.problem import Problem
+from hf_sam.sharpness.loss_function import Problem
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Measure = TypeVar("Measure", bound=Callable[..., Any])

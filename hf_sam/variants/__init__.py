@@ -7,15 +7,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from hf_sam.checks import known_options
+from hf_sam._checks import known_options
 from hf_sam.variants.asam import ASAM
-from hf_sam.variants.bar import NBAR, OBAR
 from hf_sam.variants.base import Length, LengthOf, OnePass, Regulariser, Variant
-from hf_sam.variants.bi_lora import BiLoRA
-from hf_sam.variants.flat_lora import FlatLoRA
 from hf_sam.variants.friendly import FriendlySAM
 from hf_sam.variants.gsam import GSAM
 from hf_sam.variants.looksam import LookSAM
+from hf_sam.variants.lora.bar import NBAR, OBAR
+from hf_sam.variants.lora.bi_lora import BiLoRA
+from hf_sam.variants.lora.flat_lora import FlatLoRA
 from hf_sam.variants.momentum import Momentum
 from hf_sam.variants.random_direction import RandomDirection
 from hf_sam.variants.sam import SAM

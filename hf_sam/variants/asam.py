@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_sam.numerics import Ascent, along, inner, laid_out_as, pieces, total
-from hf_sam.variants.base import Length, Variant
+from hf_sam.variants.base import Ascent, Length, Variant, along
+from hf_sam.vectors.vectors import chunks, contiguous_as, dot, sum_of
 
 SCALED = ("matrices", "all", "named_weight")
 
@@ -73,20 +73,20 @@ class ASAM(Variant):
     @torch.no_grad()
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: Length) -> Ascent:
         """Return rho * T^2 g / ||T g||, or as the options say."""
-        grads = laid_out_as(params, grads)
+        grads = contiguous_as(params, grads)
         squares = []
-        for owners, w, g in pieces(params, grads):
+        for owners, w, g in chunks(params, grads):
             scaled = [(g_i, w_i) for g_i, w_i, yes in zip(g, w, self._is_scaled(owners), strict=True) if yes]
             if not self.weighted_norm:
-                squares.append(inner(g, g))
+                squares.append(dot(g, g))
             for g_i, w_i in scaled:
                 g_i.mul_(self._scale(w_i))
             if self.weighted_norm:
-                squares.append(inner(g, g))
+                squares.append(dot(g, g))
             if self.power == 2:
                 for g_i, w_i in scaled:
                     g_i.mul_(self._scale(w_i))
-        return along(grads, rho, total(squares, params).sqrt())
+        return along(grads, rho, sum_of(squares, params).sqrt())
 
     @torch.no_grad()
     def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:

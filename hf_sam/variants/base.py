@@ -5,17 +5,55 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from hf_sam.moment import Moment
-from hf_sam.numerics import Ascent
+from hf_sam.step_context import StepContext
 
 Length = float | Tensor
 """A radius: a number, or a 0-dim tensor on the parameters' device where it was computed there."""
 LengthOf = Callable[[list[Tensor], list[Tensor]], Tensor]
 """A radius that depends on the parameters that move and on the vectors along which they do, neither to be changed."""
+
+
+class Ascent(NamedTuple):
+    """Where to climb: epsilon = scale * direction, or nowhere.
+
+    The product is not formed here, so that the climb can do it piece by piece in a CPU's cache.
+
+    Attributes:
+        direction: one tensor per parameter, of its shape. The climb takes their memory, unless they are lent.
+        scale: 0-dim tensor; zero when not usable.
+        usable: 0-dim bool tensor; False when the gradient was zero or not finite, and then epsilon is zero.
+        lent: whether the direction belongs to somebody else (an optimizer), so that the climb may only read it.
+    """
+
+    direction: list[Tensor]
+    scale: Tensor
+    usable: Tensor
+    lent: bool = False
+
+    @property
+    def epsilon(self) -> list[Tensor]:
+        """The perturbation, in new memory."""
+        return [torch.where(self.usable, d * self.scale, 0.0).to(d.dtype) for d in self.direction]
+
+
+def along(direction: list[Tensor], length: float | Tensor, norm: Tensor) -> Ascent:
+    """Return the ascent along `direction`, `length / norm` times as long; nowhere if that is not a number.
+
+    The decision stays on the device: an accelerator is never asked to wait for the host (promise 8).
+
+    Args:
+        direction: which way; its memory is handed over.
+        length: the radius rho, >= 0; a number or a 0-dim tensor.
+        norm: 0-dim tensor, what the direction is divided by.
+    """
+    scale = length / norm
+    usable = torch.isfinite(norm) & torch.isfinite(scale)
+    return Ascent(direction, torch.where(usable, scale, 0.0), usable)
 
 
 class Variant(ABC):
@@ -71,14 +109,14 @@ class Variant(ABC):
             rho: the radius, >= 0.
 
         Returns:
-            Where to climb (see `hf_sam.numerics.along`); nowhere when the gradient is zero or not finite.
+            Where to climb (see `hf_sam.variants.base.along`); nowhere when the gradient is zero or not finite.
         """
 
     def combine(self, clean: list[Tensor], perturbed: list[Tensor]) -> list[Tensor]:
         """Return the gradient for the optimizer from g and h; h itself unless a subclass sets `combines`.
 
         `params` of the last `ascend` belong to them, in this order; inner products of shards need those (see
-        `hf_sam.numerics.dot`).
+        `hf_sam.vectors.vectors.global_dot`).
         """
         del clean
         return perturbed
@@ -152,8 +190,8 @@ class OnePass(Variant):
     passes = "one"
 
     @abstractmethod
-    def anticipate(
-        self, params: list[Tensor], rho: Length | LengthOf, moment: Moment
+    def direction_before_pass(
+        self, params: list[Tensor], rho: Length | LengthOf, context: StepContext
     ) -> tuple[list[Tensor], Ascent] | None:
         """Return which tensors move and epsilon, before the pass; None for a step at w.
 
@@ -163,10 +201,10 @@ class OnePass(Variant):
             params: the trained parameters (those that a filter has left) at w, not to be changed.
             rho: the radius, >= 0, or what computes it from the tensors that move and their direction (only where
                 `adapts_radius`).
-            moment: where in the run this is, with the optimizer.
+            context: where in the run this is, with the optimizer.
 
         Returns:
-            The tensors to move (a sublist of `params`, of their kind: see `hf_sam.shards.like`; or others, such as
+            The tensors to move (a sublist of `params`, of their kind, see `same_kind`; or others, such as
             frozen weights) and where they climb to. The memory of the ascent's direction is handed over, unless it
             is `lent`.
         """
@@ -184,12 +222,12 @@ class Regulariser(Variant):
     filters = False
 
     @abstractmethod
-    def adjust_(self, strength: Length, moment: Moment) -> None:
+    def adjust_(self, strength: Length, context: StepContext) -> None:
         """Change the weights in place, after backward and before the optimizer's step; nothing on bad gradients.
 
         Args:
             strength: the coefficient (`rho` and its schedule).
-            moment: where in the run this is, with the learning rate of the coming step.
+            context: where in the run this is, with the learning rate of the coming step.
         """
 
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: Length) -> Ascent:

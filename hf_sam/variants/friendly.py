@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sam.checks import check_number
-from hf_sam.numerics import Ascent, along, global_norm, inner, laid_out_as, pieces, total
-from hf_sam.variants.base import Length, Variant
-from hf_sam.variants.memory import Memory
+from hf_sam._checks import check_number
+from hf_sam.variants.base import Ascent, Length, Variant, along
+from hf_sam.variants.per_parameter_state import Memory
+from hf_sam.vectors.vectors import chunks, contiguous_as, dot, global_norm, sum_of
 
 ROUNDING = 8
 """A difference shorter than this many units in the last place of what it is the difference of is no direction."""
@@ -65,17 +65,17 @@ class FriendlySAM(Variant):
     @torch.no_grad()
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: Length) -> Ascent:
         """Let g enter m; return rho * d / ||d||."""
-        grads, squares = laid_out_as(params, grads), []
+        grads, squares = contiguous_as(params, grads), []
         length = global_norm(grads, params)
         unscaled = length / self.loss_scale
         usable = torch.isfinite(unscaled) & (unscaled > 0)
-        for _, _, g, m in pieces(params, grads, self._mean.of(params)):
+        for _, _, g, m in chunks(params, grads, self._mean.of(params)):
             for g_i, m_i in zip(g, m, strict=True):
                 moved = torch.lerp(m_i, g_i.to(m_i.dtype) / self.loss_scale, 1 - self.lmbda)
                 m_i.copy_(torch.where(usable, moved, m_i))
                 g_i.sub_(torch.mul(m_i, self.sigma).mul_(self.loss_scale))
-            squares.append(inner(g, g))
-        distance = total(squares, params).sqrt()
+            squares.append(dot(g, g))
+        distance = sum_of(squares, params).sqrt()
         is_noise = distance <= ROUNDING * torch.finfo(length.dtype).eps * length
         return along(grads, rho, torch.where(usable & ~is_noise, distance, torch.nan))
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_sam.checks import check_number
-from hf_sam.numerics import Ascent, along, global_norm, inner, laid_out_as, pieces, totals
-from hf_sam.variants.base import Length, Variant
+from hf_sam._checks import check_number
+from hf_sam.variants.base import Ascent, Length, Variant, along
+from hf_sam.vectors.vectors import chunks, contiguous_as, dot, global_norm, sums
 
 
 class GSAM(Variant):
@@ -55,13 +55,13 @@ class GSAM(Variant):
     def combine(self, clean: list[Tensor], perturbed: list[Tensor]) -> list[Tensor]:
         """Return h - alpha * g_perp, in the memory of h; h as it is where <g, h> / <h, h> is not a number."""
         params, self._params = self._params or clean, None
-        g, h = laid_out_as(params, clean), laid_out_as(params, perturbed)
+        g, h = contiguous_as(params, clean), contiguous_as(params, perturbed)
         # <h, h> is computed as <g, h> is, so that where h = g their ratio is 1.
-        products = [(inner(a, b), inner(b, list(b))) for _, _, a, b in pieces(params, g, h)]
-        gh, hh = totals([list(column) for column in zip(*products, strict=True)], params)
+        products = [(dot(a, b), dot(b, list(b))) for _, _, a, b in chunks(params, g, h)]
+        gh, hh = sums([list(column) for column in zip(*products, strict=True)], params)
         along_h = gh / hh
         usable = torch.isfinite(along_h)
-        for _, _, g_piece, h_piece in pieces(params, g, h):
+        for _, _, g_piece, h_piece in chunks(params, g, h):
             for g_i, h_i in zip(g_piece, h_piece, strict=True):
                 g_perp = torch.addcmul(g_i.to(along_h.dtype), h_i.to(along_h.dtype), along_h, value=-1)
                 h_i.sub_(torch.where(usable, g_perp.mul_(self.alpha), 0.0))

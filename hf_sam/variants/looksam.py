@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sam.checks import check_number
-from hf_sam.numerics import Ascent, along, global_norm, inner, laid_out_as, pieces, totals
-from hf_sam.variants.base import Length, Variant
-from hf_sam.variants.memory import Memory
+from hf_sam._checks import check_number
+from hf_sam.variants.base import Ascent, Length, Variant, along
+from hf_sam.variants.per_parameter_state import Memory
+from hf_sam.vectors.vectors import chunks, contiguous_as, dot, global_norm, sums
 
 ROUNDING = 8
 """A g_v shorter than this many units in the last place of h is rounding, not a direction."""
@@ -80,12 +80,12 @@ class LookSAM(Variant):
         if self._climb is None:
             raise RuntimeError("`LookSAM.combine` belongs to the `ascend` before it, of which there was none.")
         (params, usable, moved), self._climb = self._climb, None
-        g, h, g_v = laid_out_as(params, clean), laid_out_as(params, perturbed), self._orthogonal.of(params)
-        products = [(inner(a, b), inner(a, a), inner(b, b)) for _, _, a, b in pieces(params, g, h)]
-        gh, gg, hh = totals([list(column) for column in zip(*products, strict=True)], params)
+        g, h, g_v = contiguous_as(params, clean), contiguous_as(params, perturbed), self._orthogonal.of(params)
+        products = [(dot(a, b), dot(a, a), dot(b, b)) for _, _, a, b in chunks(params, g, h)]
+        gh, gg, hh = sums([list(column) for column in zip(*products, strict=True)], params)
         along_g = gh / gg
         usable = usable & torch.isfinite(along_g)
-        for _, _, *piece in pieces(params, g, h, g_v):
+        for _, _, *piece in chunks(params, g, h, g_v):
             for g_i, h_i, v_i in zip(*piece, strict=True):
                 new = torch.addcmul(h_i.to(v_i.dtype), g_i.to(v_i.dtype), along_g, value=-1)
                 v_i.copy_(torch.where(usable, torch.where(moved, new, 0.0), v_i))

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sam.checks import check_number
-from hf_sam.moment import Moment
-from hf_sam.numerics import Ascent, along, global_norm, snapshot
-from hf_sam.shards import like, local
+from hf_sam._checks import check_number
+from hf_sam.step_context import StepContext
 from hf_sam.variants.asam import ASAM
-from hf_sam.variants.base import Length, LengthOf, OnePass
+from hf_sam.variants.base import Ascent, Length, LengthOf, OnePass, along
+from hf_sam.vectors.shards import local_shard, same_kind
+from hf_sam.vectors.vectors import global_norm, snapshot
 
 MOMENTUM = ("exp_avg", "momentum_buffer")
 """What optimizers call their first moment: the Adam family and Lion; SGD, RMSprop and Muon."""
@@ -81,20 +81,20 @@ class Momentum(OnePass):
             first_moment(optimizer, p)
 
     @torch.no_grad()
-    def anticipate(
-        self, params: list[Tensor], rho: Length | LengthOf, moment: Moment
+    def direction_before_pass(
+        self, params: list[Tensor], rho: Length | LengthOf, context: StepContext
     ) -> tuple[list[Tensor], Ascent] | None:
         """Return -rho * m / ||m||, or as `adaptive` says; None before the optimizer's first step.
 
         Raises:
             ValueError: if the optimizer keeps no first moment, as far as it has stepped.
         """
-        refuse_optimizer(moment.optimizer, params)
-        moments = {id(p): first_moment(moment.optimizer, p) for p in params}
+        refuse_optimizer(context.optimizer, params)
+        moments = {id(p): first_moment(context.optimizer, p) for p in params}
         m = [found for p in params if (found := moments[id(p)]) is not None]
         if not m:
             return None
-        moved = like(params, [p for p in params if moments[id(p)] is not None])
+        moved = same_kind(params, [p for p in params if moments[id(p)] is not None])
         length = rho(moved, m) if callable(rho) else rho
         if self.adaptive:
             return moved, self._seen_through_weights.ascend(moved, snapshot(m), -length)
@@ -118,7 +118,7 @@ def first_moment(optimizer: Any, param: Tensor) -> Tensor | None:
         kept = ", ".join(sorted(map(str, state)))
         problem = f"{_name(optimizer)} keeps {kept} for a parameter of shape {tuple(param.shape)}"
         raise ValueError(NEEDED.format(problem=problem))
-    return local(found)
+    return local_shard(found)
 
 
 def refuse_optimizer(optimizer: Any, params: list[Tensor] | None = None) -> None:
@@ -132,7 +132,7 @@ def refuse_optimizer(optimizer: Any, params: list[Tensor] | None = None) -> None
         ValueError: with the optimizer's name and the ways out.
     """
     if optimizer is None:
-        problem = "there is no optimizer (a loop of one's own gives it as moment=Moment(optimizer=optimizer))"
+        problem = "there is no optimizer (a loop of one's own gives it as context=StepContext(optimizer=optimizer))"
         raise ValueError(NEEDED.format(problem=problem))
     name = _name(optimizer)
     groups = [group for group in optimizer.param_groups if group["params"]]
@@ -148,7 +148,7 @@ def refuse_optimizer(optimizer: Any, params: list[Tensor] | None = None) -> None
 
 def _fits(m: Tensor, param: Tensor) -> bool:
     """Return whether `m` can be added to `param` as it is: a tensor subclass is a format of its own."""
-    part, w = local(m), local(param)
+    part, w = local_shard(m), local_shard(param)
     plain = type(part) is Tensor and part.layout == torch.strided and part.is_floating_point()
     return plain and part.shape == w.shape and part.device == w.device
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hf_sam.moment import Moment
-from hf_sam.numerics import Ascent, along, global_norm
-from hf_sam.rounding import seed_from
-from hf_sam.shards import Shards, is_dtensor, local
-from hf_sam.variants.base import Length, LengthOf, OnePass
+from hf_sam.step_context import StepContext
+from hf_sam.variants.base import Ascent, Length, LengthOf, OnePass, along
+from hf_sam.vectors.shards import Shards, is_dtensor, local_shard
+from hf_sam.vectors.stochastic_rounding import seed_from
+from hf_sam.vectors.vectors import global_norm
 
 
 class RandomDirection(OnePass):
@@ -36,15 +36,15 @@ class RandomDirection(OnePass):
 }"""
 
     @torch.no_grad()
-    def anticipate(
-        self, params: list[Tensor], rho: Length | LengthOf, moment: Moment
+    def direction_before_pass(
+        self, params: list[Tensor], rho: Length | LengthOf, context: StepContext
     ) -> tuple[list[Tensor], Ascent] | None:
         """Return rho * z / ||z|| for all of `params`."""
         z = []
         for number, param in enumerate(params):
-            w = local(param)
+            w = local_shard(param)
             generator = torch.Generator("cpu" if w.is_meta else w.device)
-            generator.manual_seed(seed_from(moment.seed, moment.step, number, _shard_of(param, params)))
+            generator.manual_seed(seed_from(context.seed, context.step, number, _shard_of(param, params)))
             z.append(torch.empty_like(w).normal_(generator=generator))
         length = rho(params, z) if callable(rho) else rho
         return params, along(z, length, global_norm(z, params))

@@ -33,9 +33,9 @@ def directions(results: Path) -> list[str]:
     measured = read(results / "bench" / "cpu.json")["results"]
     rows = []
     for name, text in words()["directions"].items():
-        file, row = VARIANTS[name].__module__.rpartition(".")[2], measured[text["case"]]
+        module, row = VARIANTS[name].__module__, measured[text["case"]]
         cost, memory = times(row), copies(row)
-        link = f"[`{file}.py`](hf_sam/variants/{file}.py)"
+        link = f"[`{module.rpartition('.')[2]}.py`]({module.replace('.', '/')}.py)"
         default = f"{VARIANTS[name].default_rho:g}"
         rows.append([f'`"{name}"`', text["formula"], text["paper"], link, cost, memory, default])
         rows[-1].append(text["when"])

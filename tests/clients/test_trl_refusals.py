@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hf_sam import SAMConfig, SAMTrainerMixin
-from hf_sam.refusals import _refuse_pairs
+from hf_sam.trainer.unsupported import _refuse_pairs
 
 pytest.importorskip("trl")
 

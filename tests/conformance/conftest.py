@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from hf_sam import auto
+from hf_sam.radius import auto
 
 
 @pytest.fixture(autouse=True)

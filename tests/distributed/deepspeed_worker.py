@@ -21,7 +21,7 @@ from tests.promises.resumable import Remembering
 from tests.promises.runs import fingerprint
 
 
-class Mixing(SAM):
+class GradientMixing(SAM):
     """A direction that mixes the two gradients: what it makes of them has to be written where DeepSpeed keeps them."""
 
     combines = True
@@ -30,7 +30,7 @@ class Mixing(SAM):
         return [2 * g - h for g, h in zip(clean, perturbed, strict=True)]
 
 
-VARIANTS["mixing"], VARIANTS["remembering"] = Mixing, Remembering
+VARIANTS["mixing"], VARIANTS["remembering"] = GradientMixing, Remembering
 
 
 class Interrupted:

@@ -37,7 +37,7 @@ CASES = {
     "fsdp2, full friendly": ("fsdp2, full", {"rho": 0.2, "sam_variant": "friendly"}),
     "ddp auto": ("ddp", {"rho": "auto"}),
     "fsdp2, sharded auto": ("fsdp2, sharded", {"rho": "auto"}),
-    # Tensors that have other names in files than in memory (hf_sam.reload).
+    # Tensors that have other names in files than in memory (hf_sam.trainer.reload).
     "vit ddp": ("ddp", {"rho": 0.2}),
     "vit fsdp2, layers": ("fsdp2, layers", {"rho": 0.2}),
     # An evaluation leaves FSDP2's outermost weights gathered.

@@ -26,7 +26,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel as fsdp1
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from hf_sam import SAMConfig, SAMTrainer, auto
+from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.radius import auto
 from tests.distributed import fsdp_on_cpu
 from tests.distributed.models import make_model
 from tests.models import FAMILIES

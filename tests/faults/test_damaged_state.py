@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from hf_sam.state import FORMAT, JSON_NAME, TENSORS_NAME, _digest, load_state, save_state
-from tests.test_state import CONFIG, state
+from hf_sam.trainer.state_file import FORMAT, JSON_NAME, TENSORS_NAME, _digest, load_state, save_state
+from tests.trainer.test_state_file import CONFIG, state
 
 
 def cut(name: str, share: float) -> Any:

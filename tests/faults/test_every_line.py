@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_sam import numerics
+from hf_sam.vectors import vectors as numerics
 from tests.compare import bits, same_bits
 from tests.faults.injector import LINES, EveryLine, Fault, Injector
 from tests.faults.places import Struck, watched_classes

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_sam import numerics
+from hf_sam.vectors import vectors as numerics
 from tests.faults.injector import ERRORS, PHASES, TOO_LARGE, VALUES, draw
 from tests.faults.runs import Reference, Setting, problems
 

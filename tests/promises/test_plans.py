@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from hf_sam import SAMConfig, SAMTrainer
-from hf_sam.auto import Auto
+from hf_sam.radius.auto import Auto
 from tests.promises.runs import differences, fingerprint, trainer_for, weights
 from tests.promises.test_logs import training_logs
 from tests.tolerances import RELATIVE
@@ -282,7 +282,7 @@ def test_target_ascent_moves_the_radius_towards_its_target(tmp_path: Path) -> No
 
 def asked_always(length: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let rho="auto" ask for the same at every step, from the first."""
-    monkeypatch.setattr(Auto, "at", lambda self, moment: torch.tensor(length))
+    monkeypatch.setattr(Auto, "at", lambda self, context: torch.tensor(length))
     monkeypatch.setattr(Auto, "_now", lambda self: torch.tensor(length))
 
 

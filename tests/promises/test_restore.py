@@ -86,17 +86,17 @@ class Accident(Exception):
 
 
 class Faulty(SAMTrainer):
-    """Fails in the descent pass of optimizer step 2, at `moment`."""
+    """Fails in the descent pass of optimizer step 2, at `context`."""
 
-    moment = ""
+    context = ""
     error: type[BaseException] = Accident
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         due = self.in_descent_pass and self.state.global_step == 2
-        if due and self.moment == "before forward":
+        if due and self.context == "before forward":
             raise self.error
         handle = None
-        if due and self.moment == "in forward":
+        if due and self.context == "in forward":
             layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
             handle = layers[len(layers) // 2].register_forward_hook(self._fail)
         try:
@@ -104,7 +104,7 @@ class Faulty(SAMTrainer):
         finally:
             if handle is not None:
                 handle.remove()
-        if due and self.moment == "in backward":
+        if due and self.context == "in backward":
             loss.register_hook(self._fail)
         return loss
 
@@ -116,18 +116,18 @@ class Faulty(SAMTrainer):
         return super().training_step(*args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> Any:
-        if self.in_descent_pass and self.state.global_step == 2 and self.moment == "while preparing inputs":
+        if self.in_descent_pass and self.state.global_step == 2 and self.context == "while preparing inputs":
             raise self.error
         return super()._prepare_inputs(inputs)
 
 
 @pytest.mark.parametrize("error", [Accident, KeyboardInterrupt, torch.cuda.OutOfMemoryError])
-@pytest.mark.parametrize("moment", ["while preparing inputs", "before forward", "in forward", "in backward"])
+@pytest.mark.parametrize("context", ["while preparing inputs", "before forward", "in forward", "in backward"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_error_in_the_descent_pass_leaves_the_weights_where_they_were(
-    dtype: torch.dtype, moment: str, error: type[BaseException], tmp_path: Any
+    dtype: torch.dtype, context: str, error: type[BaseException], tmp_path: Any
 ) -> None:
-    faulty = type("Faulty", (Faulty,), {"moment": moment, "error": error})
+    faulty = type("Faulty", (Faulty,), {"context": context, "error": error})
     trainer = trainer_for(
         "bert",
         tmp_path,
@@ -147,18 +147,18 @@ def test_an_error_in_the_descent_pass_leaves_the_weights_where_they_were(
 
 def test_training_goes_on_as_if_nothing_had_happened_after_an_error(tmp_path: Any) -> None:
     """A notebook user interrupts and calls train() again: no gradient, window or state of the old run is left."""
-    faulty = type("Faulty", (Faulty,), {"moment": "in forward"})
+    faulty = type("Faulty", (Faulty,), {"context": "in forward"})
     settings = {"classes": (SAMTrainer, faulty), "gradient_accumulation_steps": 2}
     trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.5), **settings)
     with pytest.raises(Accident):
         trainer.train()
     middle = {name: p.clone() for name, p in trainer.model.state_dict().items()}
-    trainer.moment = ""
+    trainer.context = ""
     trainer.optimizer = trainer.lr_scheduler = None
     torch.manual_seed(5)
     trainer.train()
     fresh = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.5), **settings)
-    fresh.moment = ""
+    fresh.context = ""
     fresh.model.load_state_dict(middle)
     torch.manual_seed(5)
     fresh.train()

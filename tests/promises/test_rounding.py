@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from hf_sam import SAMConfig, SAMTrainer
-from hf_sam.report import Report
-from hf_sam.rounding import StochasticRounding
+from hf_sam.step.measurement import Measurement
+from hf_sam.vectors.stochastic_rounding import StochasticRounding
 from tests.promises.runs import differences, fingerprint, trainer_for
 
 both_scopes = pytest.mark.parametrize("scope", ["batch", "micro_batch"])
@@ -134,7 +134,7 @@ def test_noise_is_warned_about_where_little_else_is_left(
 ) -> None:
     """With numbers given: how many weights of a tiny model move is chance."""
     config = SAMConfig(rho=0.05, sam_rounding="stochastic")
-    report = Report(torch.tensor(True), torch.tensor(realised), torch.tensor(1.0), torch.tensor(0.05))
+    report = Measurement(torch.tensor(True), torch.tensor(realised), torch.tensor(1.0), torch.tensor(0.05))
     with caplog.at_level(logging.WARNING, logger="hf_sam"):
         trainer(tmp_path, config)._tell_realised_norm(report)
     messages = [r.getMessage() for r in caplog.records if r.name.startswith("hf_sam")]

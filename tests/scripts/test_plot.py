@@ -61,7 +61,7 @@ def test_every_figure_in_the_readme_is_drawn_from_result_files() -> None:
 
 def test_every_direction_has_a_line() -> None:
     from hf_sam import VARIANTS
-    from hf_sam.presets import PRESETS
+    from hf_sam.config.presets import PRESETS
 
     ours = {name for name, variant in VARIANTS.items() if variant.__module__.startswith("hf_sam.")}
     assert set(words()["directions"]) == ours

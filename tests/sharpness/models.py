@@ -24,7 +24,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_sam.sharpness.wide import StayWide
+from hf_sam.sharpness.borrowed_model import StayWide
 
 VOCABULARY = 12
 EXAMPLES = 9

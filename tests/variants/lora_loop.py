@@ -15,10 +15,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_sam.moment import Moment
-from hf_sam.variants.bar import NBAR, OBAR
+from hf_sam.step_context import StepContext
 from hf_sam.variants.base import Regulariser
-from hf_sam.variants.bi_lora import BiLoRA
+from hf_sam.variants.lora.bar import NBAR, OBAR
+from hf_sam.variants.lora.bi_lora import BiLoRA
 from tests.variants.adapted import adapted, factors, layer, trained_tensors
 
 STEPS, LR, STRENGTH = 6, 0.1, 0.5
@@ -53,7 +53,7 @@ def train(engine: str, kind: type[Regulariser], rank: int, processes: int) -> li
         if engine == "fsdp2":
             gradient = factors(model, "second")[1].grad
             dist.all_reduce(gradient.div_(processes))
-        variant.adjust_(STRENGTH, Moment(step=step, steps=STEPS, lr=LR))
+        variant.adjust_(STRENGTH, StepContext(step=step, steps=STEPS, lr=LR))
         optimizer.step()
     return [getattr(t.detach(), "full_tensor", t.detach)() for t in trained_tensors(model).values()]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import VARIANTS, Variant
-from hf_sam.numerics import Ascent
 from hf_sam.variants import make_variant
+from hf_sam.variants.base import Ascent
 
 RHO = 0.3
 

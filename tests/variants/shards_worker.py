@@ -14,10 +14,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from hf_sam import Variant
-from hf_sam.mixing import mix_, renormalise_
-from hf_sam.numerics import global_norm
-from hf_sam.shards import held, local
+from hf_sam.step.gradient_mixing import mix_, renormalise_
 from hf_sam.variants import make_variant
+from hf_sam.vectors.shards import as_shards, local_shard
+from hf_sam.vectors.vectors import global_norm
 from tests.compare import bits, relative_error, same_bits
 from tests.variants.problems import CASES, RHO
 
@@ -68,11 +68,11 @@ def main(folder: Path) -> None:
     placements = [placement for _, placement in PLACEMENTS.values()]
 
     def shares(whole: list[Tensor]) -> list[Tensor]:
-        return [local(spread(x, mesh, placement)) for x, placement in zip(whole, placements, strict=True)]
+        return [local_shard(spread(x, mesh, placement)) for x, placement in zip(whole, placements, strict=True)]
 
     found: dict[str, Any] = {}
     for name, options in CASES:
-        params = held([spread(w, mesh, placement) for w, placement in zip(weights, placements, strict=True)])
+        params = as_shards([spread(w, mesh, placement) for w, placement in zip(weights, placements, strict=True)])
         whole = act(prepared(make_variant(name, options), weights), weights, gradients)
         direction = prepared(make_variant(name, options), params)
         parts = act(direction, params, [shares(g) for g in gradients])

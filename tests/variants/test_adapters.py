@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_sam.moment import Moment
-from hf_sam.variants.bar import NBAR, OBAR
-from hf_sam.variants.flat_lora import FlatLoRA
+from hf_sam.step_context import StepContext
+from hf_sam.variants.lora.bar import NBAR, OBAR
+from hf_sam.variants.lora.flat_lora import FlatLoRA
 from tests.variants.adapted import Headed, Net, adapted, factors, layer, peft
 
-MOMENT = Moment(step=10, steps=10, lr=0.1)
+MOMENT = StepContext(step=10, steps=10, lr=0.1)
 
 NO_ADAPTERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "no lora": (Headed, r'`sam_variant="nbar"` is for LoRA: .* this model has no LoRA layer\. Wrap it with'),
@@ -143,7 +143,7 @@ def test_a_run_of_unknown_length_is_refused_with_the_way_out() -> None:
     variant = FlatLoRA()
     variant.prepare_model(adapted())
     with pytest.raises(ValueError, match=r"nobody knows how many there are\. Set `max_steps`"):
-        variant.anticipate([], 0.05, Moment(step=3))
+        variant.direction_before_pass([], 0.05, StepContext(step=3))
 
 
 def test_pieces_of_flattened_weights_are_refused() -> None:
@@ -153,4 +153,4 @@ def test_pieces_of_flattened_weights_are_refused() -> None:
     weight = layer(model, "first").get_base_layer().weight
     weight.data = weight.data.flatten()
     with pytest.raises(NotImplementedError, match=r"needs the whole of each weight .* Train with DDP"):
-        variant.anticipate([], 0.05, MOMENT)
+        variant.direction_before_pass([], 0.05, MOMENT)

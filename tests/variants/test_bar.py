@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from hf_sam.moment import Moment
-from hf_sam.numerics import snapshot
-from hf_sam.variants.bar import BAR, NBAR, OBAR
+from hf_sam.step_context import StepContext
+from hf_sam.variants.lora.bar import BAR, NBAR, OBAR
+from hf_sam.vectors.vectors import snapshot
 from tests.compare import bits, same_bits
 from tests.reference import lora_numpy, sam_numpy
 from tests.tolerances import RELATIVE
@@ -71,7 +71,7 @@ def test_twenty_steps_equal_the_algorithms_of_the_paper(kind: type[BAR], optimiz
         x, y = data()
         alpha = ALPHA * (1 - step / STEPS)
         backward(model, x, y)
-        variant.adjust_(alpha, Moment(step=step, steps=STEPS, lr=LR))
+        variant.adjust_(alpha, StepContext(step=step, steps=STEPS, lr=LR))
         torch_optimizer.step()
         grew |= set(lora_numpy.bar_step(frozen, expected, SCALING, x.numpy(), y.numpy(), RULES[kind], alpha, reference))
         assert distance(model, expected) < RELATIVE[torch.float64]
@@ -84,7 +84,7 @@ def test_the_product_is_kept_to_second_order(kind: type[BAR]) -> None:
     backward(model, *data())
     a, b = factors(model, "first")
     product = b @ a
-    prepared(kind, model).adjust_(ALPHA, Moment(lr=1e-3))
+    prepared(kind, model).adjust_(ALPHA, StepContext(lr=1e-3))
     torch.testing.assert_close(b @ a, product * (1 - (ALPHA * 1e-3) ** 2), rtol=1e-12, atol=0)
 
 
@@ -98,7 +98,7 @@ def test_nbar_grows_the_factor_with_the_longer_gradient_and_obar_shrinks_the_lon
         t.grad = torch.full_like(t, value)
     for kind, signs in ((NBAR, (1, -1, 1, -1)), (OBAR, (-1, 1, 1, -1))):
         before = snapshot([a1, b1, a2, b2])
-        prepared(kind, model).adjust_(ALPHA, Moment(lr=LR))
+        prepared(kind, model).adjust_(ALPHA, StepContext(lr=LR))
         found = [shrinks_and_grows(w, t.detach()) for w, t in zip(before, (a1, b1, a2, b2), strict=True)]
         assert found == pytest.approx([1 + sign * ALPHA * LR for sign in signs], rel=1e-12)
 
@@ -109,7 +109,7 @@ def test_strength_zero_changes_no_bit(kind: type[BAR], strength: Any) -> None:
     model = adapted()
     backward(model, *data())
     before = bits(model.parameters())
-    prepared(kind, model).adjust_(strength, Moment(lr=LR))
+    prepared(kind, model).adjust_(strength, StepContext(lr=LR))
     assert same_bits(bits(model.parameters()), before)
 
 
@@ -120,7 +120,7 @@ def test_strength_may_be_a_tensor(kind: type[BAR]) -> None:
         torch.manual_seed(0)
         model = adapted()
         backward(model, *data())
-        prepared(kind, model).adjust_(strength, Moment(lr=LR))
+        prepared(kind, model).adjust_(strength, StepContext(lr=LR))
         found.append(bits(model.parameters()))
     assert same_bits(*found)
 
@@ -132,7 +132,7 @@ def test_nothing_changes_anywhere_when_one_gradient_is_bad(kind: type[BAR], bad:
     backward(model, *data())
     factors(model, "second")[1].grad[0, 0] = bad
     before = bits(model.parameters())
-    prepared(kind, model).adjust_(ALPHA, Moment(lr=LR))
+    prepared(kind, model).adjust_(ALPHA, StepContext(lr=LR))
     assert same_bits(bits(model.parameters()), before)
 
 
@@ -142,7 +142,7 @@ def test_nbar_leaves_a_layer_alone_that_the_loss_did_not_reach() -> None:
     for t in factors(model, "second"):
         t.grad.zero_()
     before = {name: bits(factors(model, name)) for name in ("first", "second")}
-    prepared(NBAR, model).adjust_(ALPHA, Moment(lr=LR))
+    prepared(NBAR, model).adjust_(ALPHA, StepContext(lr=LR))
     assert same_bits(bits(factors(model, "second")), before["second"])
     assert not same_bits(bits(factors(model, "first")), before["first"])
 
@@ -159,7 +159,7 @@ def test_a_layer_with_one_factor_out_of_play_is_left_alone(kind: type[BAR], how:
     else:
         factors(model, "second")[which].grad = None
     before = {name: bits(factors(model, name)) for name in ("first", "second")}
-    variant.adjust_(ALPHA, Moment(lr=LR))
+    variant.adjust_(ALPHA, StepContext(lr=LR))
     assert same_bits(bits(factors(model, "second")), before["second"])
     assert not same_bits(bits(factors(model, "first")), before["first"])
 
@@ -169,7 +169,7 @@ def test_everything_but_the_factors_is_left_alone(kind: type[BAR]) -> None:
     model = adapted(Headed(), modules_to_save=["head"], bias="lora_only", lora_dropout=0.2)
     backward(model, *data())
     before = {name: bits([p]) for name, p in model.named_parameters()}
-    prepared(kind, model).adjust_(ALPHA, Moment(lr=LR))
+    prepared(kind, model).adjust_(ALPHA, StepContext(lr=LR))
     moved = {name for name, p in model.named_parameters() if not same_bits(bits([p]), before[name])}
     assert moved == {name for name in before if ".lora_" in name}
 
@@ -184,7 +184,7 @@ def test_of_several_adapters_only_the_active_ones_move_also_when_they_change_in_
         model.set_adapter(active)
         backward(model, *data())
         before = {name: bits([p]) for name, p in model.named_parameters()}
-        variant.adjust_(ALPHA, Moment(lr=LR))
+        variant.adjust_(ALPHA, StepContext(lr=LR))
         moved = {name for name, p in model.named_parameters() if not same_bits(bits([p]), before[name])}
         assert moved == {name for name in before if f".{active}." in name}
 
@@ -196,7 +196,7 @@ def test_two_active_adapters_are_two_layers(kind: type[BAR]) -> None:
     model.double().base_model.set_adapter(["default", "other"])
     backward(model, *data())
     before = {name: bits([p]) for name, p in model.named_parameters()}
-    prepared(kind, model).adjust_(ALPHA, Moment(lr=LR))
+    prepared(kind, model).adjust_(ALPHA, StepContext(lr=LR))
     moved = {name for name, p in model.named_parameters() if not same_bits(bits([p]), before[name])}
     assert moved == {name for name in before if ".lora_" in name}
 
@@ -212,7 +212,7 @@ def test_every_kind_of_lora_layer_is_balanced(kind: type[BAR], options: dict[str
     model = peft.get_peft_model(Mixed(), config)
     model(torch.tensor([1, 3, 5])).square().sum().backward()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    prepared(kind, model).adjust_(ALPHA, Moment(lr=LR))
+    prepared(kind, model).adjust_(ALPHA, StepContext(lr=LR))
     after = dict(model.named_parameters())
     for place in (
         "embedding.lora_embedding_%s.default",

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import set_seed
 
-from hf_sam.config import SAMConfig
-from hf_sam.moment import Moment
-from hf_sam.state import load_state, save_state
-from hf_sam.variants.bi_lora import BiLoRA
+from hf_sam.config.sam_config import SAMConfig
+from hf_sam.step_context import StepContext
+from hf_sam.trainer.state_file import load_state, save_state
+from hf_sam.variants.lora.bi_lora import BiLoRA
 from tests.reference import lora_numpy, sam_numpy
 from tests.tolerances import RELATIVE
 from tests.variants.adapted import (
@@ -33,7 +33,7 @@ from tests.variants.adapted import (
 )
 
 LR, RHO = 0.1, 0.3
-MOMENT = Moment(lr=LR)
+MOMENT = StepContext(lr=LR)
 Pair = tuple[Callable[[Any], Any], Callable[[], Any]]
 OPTIMIZERS: dict[str, Pair] = {
     "sgd": (lambda params: torch.optim.SGD(params, lr=LR), lambda: sam_numpy.SGD(LR, 0.0, 0.0)),

@@ -13,13 +13,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import set_seed
 
-from hf_sam.moment import Moment
-from hf_sam.variants.bi_lora import BiLoRA
+from hf_sam.step_context import StepContext
+from hf_sam.variants.lora.bi_lora import BiLoRA
 from tests.compare import bits, same_bits
 from tests.variants.adapted import Headed, adapted, backward, data, factors, layer, peft
 
 LR, RHO = 0.1, 0.3
-MOMENT = Moment(lr=LR)
+MOMENT = StepContext(lr=LR)
 
 
 def prepared(model: nn.Module) -> BiLoRA:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_sam.excursion import Excursion
-from hf_sam.moment import Moment
-from hf_sam.variants import flat_lora
-from hf_sam.variants.flat_lora import FlatLoRA
+from hf_sam.step.perturbation import Perturbation
+from hf_sam.step_context import StepContext
+from hf_sam.variants.lora import flat_lora
+from hf_sam.variants.lora.flat_lora import FlatLoRA
 from tests.compare import bits, same_bits
 from tests.reference import lora_numpy, sam_numpy
 from tests.tolerances import RELATIVE
@@ -34,7 +34,7 @@ from tests.variants.adapted import (
 )
 
 RHO, LR = 0.3, 0.1
-LATE = Moment(step=10, steps=10, seed=3)  # the noise is at its full strength
+LATE = StepContext(step=10, steps=10, seed=3)  # the noise is at its full strength
 
 
 def prepared(model: nn.Module) -> FlatLoRA:
@@ -43,8 +43,8 @@ def prepared(model: nn.Module) -> FlatLoRA:
     return variant
 
 
-def noise(variant: FlatLoRA, rho: Any = RHO, moment: Moment = LATE) -> list[Tensor]:
-    found = variant.anticipate([], rho, moment)
+def noise(variant: FlatLoRA, rho: Any = RHO, context: StepContext = LATE) -> list[Tensor]:
+    found = variant.direction_before_pass([], rho, context)
     assert found is not None
     return found[1].epsilon
 
@@ -78,13 +78,13 @@ def test_twenty_steps_equal_the_papers_formula_given_the_same_normal_numbers(mon
     reference = sam_numpy.SGD(LR, 0.9, 0.0)
     for step in range(STEPS):
         x, y = data()
-        found = variant.anticipate([], RHO, Moment(step=step, steps=STEPS))
+        found = variant.direction_before_pass([], RHO, StepContext(step=step, steps=STEPS))
         assert (found is None) == (step == 0)  # the noise starts at nothing
-        excursion = Excursion(found[0] if found else [])
+        perturbation = Perturbation(found[0] if found else [])
         if found:
-            excursion.climb(found[1])
+            perturbation.apply(found[1])
         backward(model, x, y)
-        excursion.come_back()
+        perturbation.undo()
         sigma = RHO * lora_numpy.rising(step, STEPS)
         moved = lora_numpy.shaken(frozen, expected, SCALING, sigma, draw(model, step))
         _, g = lora_numpy.loss_and_gradient(moved, expected, SCALING, x.numpy(), y.numpy())
@@ -99,7 +99,7 @@ def test_twenty_steps_equal_the_papers_formula_given_the_same_normal_numbers(mon
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (1, 0.5 - math.sqrt(2) / 4), (2, 0.5), (4, 1.0), (9, 1.0)])
 def test_the_noise_rises_as_a_cosine_and_is_proportional_to_rho(step: int, share: float) -> None:
     variant = prepared(adapted())
-    found = variant.anticipate([], RHO, Moment(step=step, steps=4))
+    found = variant.direction_before_pass([], RHO, StepContext(step=step, steps=4))
     if not share:
         assert found is None
         return
@@ -108,7 +108,7 @@ def test_the_noise_rises_as_a_cosine_and_is_proportional_to_rho(step: int, share
 
 
 def test_rho_zero_is_a_step_at_w() -> None:
-    assert prepared(adapted()).anticipate([], 0.0, LATE) is None
+    assert prepared(adapted()).direction_before_pass([], 0.0, LATE) is None
 
 
 def test_rho_may_be_a_tensor() -> None:
@@ -141,30 +141,30 @@ def test_only_the_weights_under_active_trained_adapters_move() -> None:
     model = adapted(Headed(), modules_to_save=["head"], target_modules=["first"], lora_dropout=0.2)
     model.add_adapter("other", peft.LoraConfig(r=1, target_modules=["second"]))
     variant = prepared(model)
-    moved, _ = variant.anticipate([], RHO, LATE) or ([], None)
+    moved, _ = variant.direction_before_pass([], RHO, LATE) or ([], None)
     assert [id(w) for w in moved] == [id(base(model, "first"))]
     model.set_adapter("other")
-    moved, _ = variant.anticipate([], RHO, LATE) or ([], None)
+    moved, _ = variant.direction_before_pass([], RHO, LATE) or ([], None)
     assert [id(w) for w in moved] == [id(base(model, "second"))]
     with model.disable_adapter():
-        assert variant.anticipate([], RHO, LATE) is None
+        assert variant.direction_before_pass([], RHO, LATE) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_the_frozen_weights_have_their_bits_again_after_an_error(dtype: torch.dtype) -> None:
     model = adapted(dtype=dtype)
     before = bits(model.parameters())
-    weights, ascent = prepared(model).anticipate([], RHO, LATE) or ([], None)
+    weights, ascent = prepared(model).direction_before_pass([], RHO, LATE) or ([], None)
     assert [(d.dtype, d.shape) for d in ascent.direction] == [(w.dtype, w.shape) for w in weights]
-    excursion = Excursion(weights)
+    perturbation = Perturbation(weights)
 
     def interrupted() -> None:
         try:
-            excursion.climb(ascent)
+            perturbation.apply(ascent)
             assert not same_bits(bits(model.parameters()), before)
             raise KeyboardInterrupt
         finally:
-            excursion.come_back()
+            perturbation.undo()
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
@@ -176,7 +176,7 @@ def test_bad_adapters_are_no_reason_to_move(bad: float) -> None:
     model = adapted()
     with torch.no_grad():
         factors(model, "second")[0][0, 0] = bad
-    _, ascent = prepared(model).anticipate([], RHO, LATE) or ([], None)
+    _, ascent = prepared(model).direction_before_pass([], RHO, LATE) or ([], None)
     assert not ascent.usable
     assert ascent.scale == 0
     assert not any(e.any() for e in ascent.epsilon)

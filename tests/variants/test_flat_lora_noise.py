@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_sam.moment import Moment
-from hf_sam.variants.flat_lora import FlatLoRA
+from hf_sam.step_context import StepContext
+from hf_sam.variants.lora.flat_lora import FlatLoRA
 from tests.compare import bits, same_bits
 from tests.variants.adapted import layer, peft
 
 RHO = 0.3
-LATE = Moment(step=10, steps=10, seed=3)  # the noise is at its full strength
+LATE = StepContext(step=10, steps=10, seed=3)  # the noise is at its full strength
 LARGE = ["linear", "transposed", "conv"]
 
 
@@ -26,8 +26,8 @@ def prepared(model: nn.Module) -> FlatLoRA:
     return variant
 
 
-def noise(variant: FlatLoRA, moment: Moment = LATE) -> list[Tensor]:
-    found = variant.anticipate([], RHO, moment)
+def noise(variant: FlatLoRA, context: StepContext = LATE) -> list[Tensor]:
+    found = variant.direction_before_pass([], RHO, context)
     assert found is not None
     return found[1].epsilon
 
@@ -96,8 +96,8 @@ def test_noise_is_independent_of_that_in_other_layers_and_steps() -> None:
     model = large()
     variant = prepared(model)
     now = standardised(model, noise(variant))
-    later = standardised(model, noise(variant, moment=LATE._replace(step=11, steps=11)))
-    other_run = standardised(model, noise(variant, moment=LATE._replace(seed=4)))
+    later = standardised(model, noise(variant, context=LATE._replace(step=11, steps=11)))
+    other_run = standardised(model, noise(variant, context=LATE._replace(seed=4)))
     for name in LARGE:
         assert abs(correlation(now[name], later[name])) < 5
         assert abs(correlation(now[name], other_run[name])) < 5

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_sam.numerics import dot, global_norm, snapshot
 from hf_sam.variants import make_variant
 from hf_sam.variants.friendly import FriendlySAM
+from hf_sam.vectors.vectors import global_dot, global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.variants.problems import RHO, Problem
 
@@ -20,7 +20,7 @@ def remembered(direction: FriendlySAM) -> list[Tensor]:
     return list(direction.state_dict().values())
 
 
-def climb(direction: FriendlySAM, w: list[Tensor], g: list[Tensor]) -> list[Tensor]:
+def apply(direction: FriendlySAM, w: list[Tensor], g: list[Tensor]) -> list[Tensor]:
     return direction.ascend(w, snapshot(g), RHO).epsilon
 
 
@@ -33,10 +33,10 @@ def test_a_gradient_seen_before_is_taken_off() -> None:
     """After many steps along g the mean is g; of g + h the direction is then h."""
     problem = Problem("friendly", {})
     for _ in range(500):
-        climb(problem.direction, problem.w, problem.g)
+        apply(problem.direction, problem.w, problem.g)
     assert relative_error(remembered(problem.direction), problem.g) < 1e-12
-    epsilon = climb(problem.direction, problem.w, [g + h for g, h in zip(problem.g, problem.h, strict=True)])
-    assert dot(epsilon, problem.h) == pytest.approx((RHO * global_norm(problem.h)).item(), rel=1e-12)
+    epsilon = apply(problem.direction, problem.w, [g + h for g, h in zip(problem.g, problem.h, strict=True)])
+    assert global_dot(epsilon, problem.h) == pytest.approx((RHO * global_norm(problem.h)).item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -48,7 +48,7 @@ def test_what_is_only_rounding_is_no_direction(dtype: torch.dtype) -> None:
     assert not found[-1].usable
     assert not any(e.any() for e in found[-1].epsilon)
     for ascent in found:
-        assert not ascent.usable or dot(ascent.epsilon, problem.g) > 0.9 * RHO * global_norm(problem.g)
+        assert not ascent.usable or global_dot(ascent.epsilon, problem.g) > 0.9 * RHO * global_norm(problem.g)
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])
@@ -58,8 +58,8 @@ def test_the_loss_scale_makes_no_difference_also_when_it_changes(dtype: torch.dt
     for i, scale in enumerate([65536.0, 32768.0, 131072.0]):
         gradient = [g + i * h for g, h in zip(plain.g, plain.h, strict=True)]
         scaled.direction.loss_scale = torch.tensor(scale) if as_tensor else scale
-        expected = climb(plain.direction, plain.w, gradient)
-        found = climb(scaled.direction, scaled.w, [g * scale for g in gradient])
+        expected = apply(plain.direction, plain.w, gradient)
+        found = apply(scaled.direction, scaled.w, [g * scale for g in gradient])
         assert same_bits(bits(found), bits(expected))
         assert same_bits(bits(remembered(scaled.direction)), bits(remembered(plain.direction)))
 
@@ -67,7 +67,7 @@ def test_the_loss_scale_makes_no_difference_also_when_it_changes(dtype: torch.dt
 @pytest.mark.parametrize("scale", [0.0, float("inf"), float("nan")])
 def test_a_loss_scale_that_is_no_number_is_not_remembered(scale: float) -> None:
     problem = Problem("friendly", {})
-    climb(problem.direction, problem.w, problem.g)
+    apply(problem.direction, problem.w, problem.g)
     before = bits(remembered(problem.direction))
     problem.direction.loss_scale = torch.tensor(scale)
     assert not problem.ascend(direction=problem.direction).usable
@@ -78,7 +78,7 @@ def test_small_gradients_of_16_bits_are_remembered_in_32() -> None:
     """Divided by the loss scale in float16 they would be zero."""
     problem = Problem("friendly", {}, torch.float16)
     problem.direction.loss_scale = 65536.0
-    climb(problem.direction, problem.w, [g * 1e-3 for g in problem.g])
+    apply(problem.direction, problem.w, [g * 1e-3 for g in problem.g])
     assert {m.dtype for m in remembered(problem.direction)} == {torch.float32}
     wanted = [g.float() * (0.1e-3 / 65536) for g in problem.g]
     assert relative_error(remembered(problem.direction), wanted) < 1e-2
@@ -86,9 +86,9 @@ def test_small_gradients_of_16_bits_are_remembered_in_32() -> None:
 
 def test_the_mean_of_a_parameter_rests_without_a_gradient() -> None:
     problem = Problem("friendly", {})
-    climb(problem.direction, problem.w, problem.g)
+    apply(problem.direction, problem.w, problem.g)
     first = snapshot(remembered(problem.direction))
-    climb(problem.direction, problem.w[1:], problem.h[1:])
+    apply(problem.direction, problem.w[1:], problem.h[1:])
     second = remembered(problem.direction)
     assert same_bits(bits(second[:1]), bits(first[:1]))
     expected = [0.9 * m + 0.1 * h for m, h in zip(first[1:], problem.h[1:], strict=True)]

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_sam.numerics import dot, global_norm
 from hf_sam.variants import make_variant
+from hf_sam.vectors.vectors import global_dot, global_norm
 from tests.compare import relative_error
 from tests.tolerances import RELATIVE
 from tests.variants.problems import Problem
@@ -17,10 +17,10 @@ def test_what_is_taken_off_is_orthogonal_to_the_perturbed_gradient_over_the_whol
     problem = Problem("gsam", {"alpha": 1.0})
     combined = problem.combine(problem.g, problem.h)
     taken_off = [h - c for h, c in zip(problem.h, combined, strict=True)]
-    assert dot(taken_off, problem.h).abs() < 1e-13 * global_norm(taken_off) * global_norm(problem.h)
-    assert dot(taken_off[:1], problem.h[:1]).abs() > 1e-3  # not tensor by tensor
+    assert global_dot(taken_off, problem.h).abs() < 1e-13 * global_norm(taken_off) * global_norm(problem.h)
+    assert global_dot(taken_off[:1], problem.h[:1]).abs() > 1e-3  # not tensor by tensor
     beyond = [g - t for g, t in zip(problem.g, taken_off, strict=True)]  # the part of g along h
-    assert dot(beyond, problem.h).abs() == pytest.approx((global_norm(beyond) * global_norm(problem.h)).item())
+    assert global_dot(beyond, problem.h).abs() == pytest.approx((global_norm(beyond) * global_norm(problem.h)).item())
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_sam.numerics import dot, global_norm, snapshot
 from hf_sam.variants import Length, make_variant
 from hf_sam.variants.looksam import LookSAM
+from hf_sam.vectors.vectors import global_dot, global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.variants.problems import Problem, every_dtype
 
@@ -41,8 +41,8 @@ def test_what_is_kept_is_orthogonal_to_the_clean_gradient_over_the_whole_vector(
     problem = problem_of()
     refresh(problem, problem.g, problem.h)
     g_v = kept(problem)
-    assert dot(g_v, problem.g).abs() < 1e-13 * global_norm(g_v) * global_norm(problem.g)
-    assert dot(g_v[:1], problem.g[:1]).abs() > 1e-3  # not tensor by tensor
+    assert global_dot(g_v, problem.g).abs() < 1e-13 * global_norm(g_v) * global_norm(problem.g)
+    assert global_dot(g_v[:1], problem.g[:1]).abs() > 1e-3  # not tensor by tensor
 
 
 @every_dtype
@@ -53,7 +53,7 @@ def test_the_steps_between_get_a_share_of_it_as_long_as_alpha_times_their_gradie
     added = [a.double() - b.double() for a, b in zip(reused(problem, between), between, strict=True)]
     exactness = {torch.float64: 1e-13, torch.float32: 1e-6}.get(dtype, 2e-2)
     assert global_norm(added) == pytest.approx(ALPHA * global_norm(between).item(), rel=exactness)
-    along = dot(added, kept(problem)) / (global_norm(added) * global_norm(kept(problem)))
+    along = global_dot(added, kept(problem)) / (global_norm(added) * global_norm(kept(problem)))
     assert along == pytest.approx(1, abs=exactness)
 
 

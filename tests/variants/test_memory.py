@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_sam.variants.memory import Memory
+from hf_sam.variants.per_parameter_state import Memory
 from tests.compare import bits, same_bits
 
 SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "b.weight": (2, 3)}

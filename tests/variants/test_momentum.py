@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 
-from hf_sam.ahead import evaluate_ahead
-from hf_sam.moment import Moment
-from hf_sam.numerics import global_norm, snapshot
-from hf_sam.shards import Shards, held, local
+from hf_sam.step.one_pass import one_pass_step
+from hf_sam.step_context import StepContext
 from hf_sam.variants.momentum import Momentum, first_moment, refuse_optimizer
+from hf_sam.vectors.shards import Shards, as_shards, local_shard
+from hf_sam.vectors.vectors import global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.distributed.launch import FSDP2_ON_CPU
 from tests.reference import msam_numpy, sam_numpy
 from tests.small_models import Branches, Classifier, square_closure
-from tests.test_step import OPTIMIZERS, batches, classifier, closures
+from tests.step.test_two_pass import OPTIMIZERS, batches, classifier, closures
 from tests.tolerances import RELATIVE
 
 RHO = 0.3
@@ -53,7 +53,7 @@ def adamw(params: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
 
 
 def epsilon_of(model: nn.Module, optimizer: Any, **options: Any) -> list[Tensor]:
-    found = Momentum(**options).anticipate(list(model.parameters()), RHO, Moment(optimizer=optimizer))
+    found = Momentum(**options).direction_before_pass(list(model.parameters()), RHO, StepContext(optimizer=optimizer))
     return found[1].epsilon
 
 
@@ -71,8 +71,8 @@ def our_run(new: New, adaptive: bool) -> tuple[dict[str, Tensor], list[float]]:
     optimizer, direction = new(params), Momentum(adaptive=adaptive)
     for step, closure in enumerate(closures(model)):
         optimizer.zero_grad()
-        moment = Moment(step=step, optimizer=optimizer)
-        evaluate_ahead(lambda c=closure: losses.append(c().item()), params, direction, rho=RHO, moment=moment)
+        context = StepContext(step=step, optimizer=optimizer)
+        one_pass_step(lambda c=closure: losses.append(c().item()), params, direction, rho=RHO, context=context)
         optimizer.step()
     return dict(model.named_parameters()), losses
 
@@ -158,8 +158,8 @@ def test_a_pass_leaves_the_optimizer_and_the_weights_as_they_are(adaptive: bool,
         return bits([*params, *(t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t))])
 
     before = everything()
-    moment = Moment(optimizer=optimizer)
-    evaluate_ahead(lambda: there.extend(bits(params)), params, Momentum(adaptive=adaptive), rho=RHO, moment=moment)
+    context = StepContext(optimizer=optimizer)
+    one_pass_step(lambda: there.extend(bits(params)), params, Momentum(adaptive=adaptive), rho=RHO, context=context)
     assert same_bits(everything(), before)
     assert not any(torch.equal(a, b) for a, b in zip(there, before, strict=False))
 
@@ -169,7 +169,7 @@ def test_an_accelerator_reads_the_first_moment_without_changing_it(
     adaptive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meta tensors take the path of an accelerator, and tell what was written by the count of versions."""
-    monkeypatch.setattr("hf_sam.excursion.AT_ONCE", 3)
+    monkeypatch.setattr("hf_sam.step.perturbation.AT_ONCE", 3)
     model = Classifier().to("meta")
     params = list(model.parameters())
     optimizer = adamw(params)
@@ -178,8 +178,8 @@ def test_an_accelerator_reads_the_first_moment_without_changing_it(
         optimizer.state[p] = {"exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
     versions = [optimizer.state[p]["exp_avg"]._version for p in params]
     start = [p._version for p in params]
-    moment, direction = Moment(optimizer=optimizer), Momentum(adaptive=adaptive)
-    report = evaluate_ahead(lambda: None, params, direction, rho=torch.ones((), device="meta"), moment=moment)
+    context, direction = StepContext(optimizer=optimizer), Momentum(adaptive=adaptive)
+    report = one_pass_step(lambda: None, params, direction, rho=torch.ones((), device="meta"), context=context)
     assert report.epsilon_norm.is_meta
     assert [optimizer.state[p]["exp_avg"]._version for p in params] == versions
     assert all(p._version > v for p, v in zip(params, start, strict=True))
@@ -194,7 +194,7 @@ def test_the_length_is_rho_over_all_parameter_groups() -> None:
 def test_the_length_is_rho_over_the_chosen_parameters() -> None:
     model, optimizer = trained(adamw, torch.float64)
     chosen = [model.first.weight, model.second.bias]
-    moved, ascent = Momentum().anticipate(chosen, RHO, Moment(optimizer=optimizer))
+    moved, ascent = Momentum().direction_before_pass(chosen, RHO, StepContext(optimizer=optimizer))
     assert [id(p) for p in moved] == [id(p) for p in chosen]
     assert global_norm(ascent.epsilon).item() == pytest.approx(RHO, rel=1e-14)
 
@@ -213,7 +213,7 @@ def test_a_resumed_optimizer_gives_the_same_bits() -> None:
 @every_keeper
 def test_before_the_optimizers_first_step_nothing_moves(keeper: str) -> None:
     model, optimizer = trained(KEEPERS[keeper][0], steps=0)
-    assert Momentum().anticipate(list(model.parameters()), RHO, Moment(optimizer=optimizer)) is None
+    assert Momentum().direction_before_pass(list(model.parameters()), RHO, StepContext(optimizer=optimizer)) is None
     assert len(optimizer.state) == 0  # a look at a defaultdict leaves an entry
 
 
@@ -226,8 +226,8 @@ def test_a_parameter_that_had_no_gradient_stays(new: New) -> None:
         square_closure(model, torch.randn(3, 4))()
         optimizer.step()
     before, there = bits(params), []
-    moment = Moment(optimizer=optimizer)
-    report = evaluate_ahead(lambda: there.extend(bits(params)), params, Momentum(), rho=RHO, moment=moment)
+    context = StepContext(optimizer=optimizer)
+    report = one_pass_step(lambda: there.extend(bits(params)), params, Momentum(), rho=RHO, context=context)
     stayed = {n for (n, _), a, b in zip(model.named_parameters(), there, before, strict=True) if torch.equal(a, b)}
     assert stayed == {"right.weight", "right.bias"}
     assert report.epsilon_norm.item() == pytest.approx(RHO, rel=1e-6)
@@ -248,13 +248,13 @@ def test_a_first_moment_that_is_zero_or_not_finite_moves_nothing(
     for number, p in enumerate(params):
         if bad == 0 or number == 1:
             optimizer.state[p]["exp_avg"].fill_(bad)
-    moment = Moment(optimizer=optimizer)
+    context = StepContext(optimizer=optimizer)
     direction = Momentum(adaptive=adaptive)
-    report = evaluate_ahead(lambda: there.extend(bits(params)), params, direction, rho=RHO, moment=moment)
+    report = one_pass_step(lambda: there.extend(bits(params)), params, direction, rho=RHO, context=context)
     assert same_bits(there, bits(params))
     assert not report.usable
     assert report.epsilon_norm == 0
-    assert not any(e.any() for e in direction.anticipate(params, RHO, moment)[1].epsilon)
+    assert not any(e.any() for e in direction.direction_before_pass(params, RHO, context)[1].epsilon)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -312,11 +312,13 @@ def test_weights_of_16_bits_move_by_what_the_moment_says(
     wide = adamw(list(exact.parameters()))
     for p, q in zip(params, exact.parameters(), strict=True):
         wide.state[q]["exp_avg"] = optimizer.state[p]["exp_avg"].double()
-    _, ascent = Momentum(adaptive=adaptive).anticipate(list(exact.parameters()), rho, Moment(optimizer=wide))
+    _, ascent = Momentum(adaptive=adaptive).direction_before_pass(
+        list(exact.parameters()), rho, StepContext(optimizer=wide)
+    )
     expected = [q.detach() + e for q, e in zip(exact.parameters(), ascent.epsilon, strict=True)]
-    moment = Moment(optimizer=optimizer)
-    report = evaluate_ahead(
-        lambda: there.extend(snapshot(params)), params, Momentum(adaptive=adaptive), rho=rho, moment=moment
+    context = StepContext(optimizer=optimizer)
+    report = one_pass_step(
+        lambda: there.extend(snapshot(params)), params, Momentum(adaptive=adaptive), rho=rho, context=context
     )
     assert relative_error(there, expected) < 3 * RELATIVE[dtype]
     asked = global_norm(ascent.epsilon).item()
@@ -362,7 +364,7 @@ def test_an_optimizer_that_will_keep_none_is_refused_before_its_first_step(name:
     optimizer = new(params)
     for refuse in (
         lambda: refuse_optimizer(optimizer),
-        lambda: Momentum().anticipate(params, RHO, Moment(optimizer=optimizer)),
+        lambda: Momentum().direction_before_pass(params, RHO, StepContext(optimizer=optimizer)),
     ):
         with pytest.raises(ValueError, match=re.escape(problem)) as error:
             refuse()
@@ -386,7 +388,7 @@ def test_an_optimizer_of_copies_is_refused() -> None:
     params = list(Classifier().parameters())
     flat = nn.Parameter(torch.cat([p.detach().flatten() for p in params]))
     with pytest.raises(ValueError, match="AdamW holds none of the model's own parameters"):
-        Momentum().anticipate(params, RHO, Moment(optimizer=adamw([flat])))
+        Momentum().direction_before_pass(params, RHO, StepContext(optimizer=adamw([flat])))
 
 
 class Quantised(Tensor):
@@ -424,7 +426,7 @@ ODD: dict[str, New] = {
 def test_an_optimizer_that_turns_out_to_keep_none_is_refused_at_its_second_step(name: str) -> None:
     model, optimizer = trained(ODD[name], steps=1)
     with pytest.raises(ValueError, match=rf"{type(optimizer).__name__} keeps .* for a parameter of shape \(7, 5\)"):
-        Momentum().anticipate(list(model.parameters()), RHO, Moment(optimizer=optimizer))
+        Momentum().direction_before_pass(list(model.parameters()), RHO, StepContext(optimizer=optimizer))
 
 
 def test_a_state_of_nothing_is_a_state_before_the_first_step() -> None:
@@ -432,7 +434,7 @@ def test_a_state_of_nothing_is_a_state_before_the_first_step() -> None:
     for p in model.parameters():
         optimizer.state[p]["momentum_buffer"] = None
     assert first_moment(optimizer, model.first.weight) is None
-    assert Momentum().anticipate(list(model.parameters()), RHO, Moment(optimizer=optimizer)) is None
+    assert Momentum().direction_before_pass(list(model.parameters()), RHO, StepContext(optimizer=optimizer)) is None
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -454,14 +456,14 @@ def test_sharded_weights_train_as_whole_ones(adaptive: bool, group: None) -> Non
     optimizer = OPTIMIZERS["adamw"][1](model.parameters())
     for step, closure in enumerate(closures(model)):
         optimizer.zero_grad()
-        params = held(list(model.parameters()))
-        moment = Moment(step=step, optimizer=optimizer)
-        found = direction.anticipate(params, RHO, moment)
+        params = as_shards(list(model.parameters()))
+        context = StepContext(step=step, optimizer=optimizer)
+        found = direction.direction_before_pass(params, RHO, context)
         assert isinstance(params, Shards)
         assert found is None if step == 0 else isinstance(found[0], Shards)
-        evaluate_ahead(closure, params, direction, rho=RHO, moment=moment)
+        one_pass_step(closure, params, direction, rho=RHO, context=context)
         optimizer.step()
-    parts = [local(p) for p in model.parameters()]
+    parts = [local_shard(p) for p in model.parameters()]
     assert relative_error(parts, list(whole.values())) < RELATIVE[torch.float64]
 
 
@@ -471,8 +473,8 @@ def test_what_several_processes_hold_counts_once(adaptive: bool, group: None) ->
     model, optimizer = trained(adamw, torch.float64)
     params = list(model.parameters())
     shards = Shards(params, {id(p): 4 for p in params})
-    moment, direction = Moment(optimizer=optimizer), Momentum(adaptive=adaptive)
-    alone, shared = (direction.anticipate(p, RHO, moment)[1].epsilon for p in (params, shards))
+    context, direction = StepContext(optimizer=optimizer), Momentum(adaptive=adaptive)
+    alone, shared = (direction.direction_before_pass(p, RHO, context)[1].epsilon for p in (params, shards))
     assert relative_error(shared, [2 * e for e in alone]) < RELATIVE[torch.float64]
-    reports = [evaluate_ahead(lambda: None, p, direction, rho=RHO, moment=moment) for p in (params, shards)]
+    reports = [one_pass_step(lambda: None, p, direction, rho=RHO, context=context) for p in (params, shards)]
     assert reports[1].epsilon_norm.item() == pytest.approx(reports[0].epsilon_norm.item(), rel=1e-12)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hf_sam import Variant
-from hf_sam.mixing import UNMIXED, Mixing
-from hf_sam.step import descend
+from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing
+from hf_sam.step.two_pass import two_pass_step
 from hf_sam.variants import make_variant
 from tests.compare import relative_error
 from tests.small_models import backward_closure
-from tests.test_step import RHO, batches, classifier, closures
+from tests.step.test_two_pass import RHO, batches, classifier, closures
 from tests.tolerances import RELATIVE
 
 peers = pytest.importorskip("pytorch_optimizer")
@@ -35,7 +35,9 @@ PEERS_OWN = 1e-6
 Closure = Callable[[], Tensor]
 
 
-def train(model: nn.Module, direction: Variant, optimizer: Any, steps: list[Closure], mixing: Mixing = UNMIXED) -> None:
+def train(
+    model: nn.Module, direction: Variant, optimizer: Any, steps: list[Closure], mixing: GradientMixing = UNMIXED
+) -> None:
     params = list(model.parameters())
     for t, closure in enumerate(steps):
         optimizer.zero_grad()
@@ -43,12 +45,12 @@ def train(model: nn.Module, direction: Variant, optimizer: Any, steps: list[Clos
         if t % direction.every:
             direction.reuse_(params, [p.grad for p in params])
         else:
-            descend(closure, params, direction, rho=RHO, mixing=mixing)
+            two_pass_step(closure, params, direction, rho=RHO, mixing=mixing)
         optimizer.step()
 
 
 def trained(
-    direction: Variant, base: str, dtype: torch.dtype = torch.float32, mixing: Mixing = UNMIXED
+    direction: Variant, base: str, dtype: torch.dtype = torch.float32, mixing: GradientMixing = UNMIXED
 ) -> list[Tensor]:
     model = classifier(dtype)
     new, options = BASES[base]
@@ -86,7 +88,7 @@ def test_weighted_sharpness(base: str, gamma: float) -> None:
         peer.first_step(zero_grad=True)
         closure()
         peer.second_step(zero_grad=True)
-    ours = trained(make_variant("sam"), base, torch.float64, Mixing(gamma / (1 - gamma)))
+    ours = trained(make_variant("sam"), base, torch.float64, GradientMixing(gamma / (1 - gamma)))
     assert relative_error(ours, list(model.parameters())) < PEERS_OWN
 
 

@@ -15,11 +15,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from hf_sam.ahead import evaluate_ahead
-from hf_sam.moment import Moment
-from hf_sam.numerics import global_norm
-from hf_sam.shards import Shards, held
+from hf_sam.step.one_pass import one_pass_step
+from hf_sam.step_context import StepContext
 from hf_sam.variants.random_direction import RandomDirection
+from hf_sam.vectors.shards import Shards, as_shards
+from hf_sam.vectors.vectors import global_norm
 from tests.compare import bits, same_bits
 from tests.small_models import Classifier, square_closure
 
@@ -32,7 +32,9 @@ def weights(dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def epsilon_at(step: int, seed: int = 0, params: list[Tensor] | None = None) -> list[Tensor]:
-    return RandomDirection().anticipate(params or weights(), RHO, Moment(step=step, seed=seed))[1].epsilon
+    return (
+        RandomDirection().direction_before_pass(params or weights(), RHO, StepContext(step=step, seed=seed))[1].epsilon
+    )
 
 
 def as_vector(tensors: list[Tensor]) -> Tensor:
@@ -91,7 +93,7 @@ def test_every_micro_batch_of_a_step_finds_the_same_weights() -> None:
             there.append(bits(params))
             square_closure(model, x)()
 
-        report = evaluate_ahead(evaluate, params, direction, rho=RHO, moment=Moment(step=5, seed=1))
+        report = one_pass_step(evaluate, params, direction, rho=RHO, context=StepContext(step=5, seed=1))
         assert report.epsilon_norm.item() == pytest.approx(RHO, rel=1e-5)
     assert same_bits(there[0], there[1])
     assert not same_bits(there[0], bits(params))
@@ -100,9 +102,9 @@ def test_every_micro_batch_of_a_step_finds_the_same_weights() -> None:
 def test_a_resumed_run_needs_no_state() -> None:
     direction = RandomDirection()
     for step in range(3):
-        direction.anticipate(weights(), RHO, Moment(step=step))
+        direction.direction_before_pass(weights(), RHO, StepContext(step=step))
     assert direction.state_dict() == {}
-    resumed = direction.anticipate(weights(), RHO, Moment(step=3))[1].epsilon
+    resumed = direction.direction_before_pass(weights(), RHO, StepContext(step=3))[1].epsilon
     assert same_bits(bits(resumed), bits(epsilon_at(3)))
 
 
@@ -117,18 +119,20 @@ def test_the_runs_random_stream_is_left_alone() -> None:
 def test_nothing_waits_for_the_device() -> None:
     params = [torch.empty(3, 4, device="meta"), torch.empty(5, device="meta")]
     rho = torch.ones((), device="meta")
-    report = evaluate_ahead(lambda: None, params, RandomDirection(), rho=rho, moment=Moment())
+    report = one_pass_step(lambda: None, params, RandomDirection(), rho=rho, context=StepContext())
     assert report.epsilon_norm.is_meta
 
 
 @pytest.mark.gpu
 def test_a_gpu_draws_from_a_stream_of_its_own_without_waiting() -> None:
     params = [torch.zeros(3000, device="cuda")]
-    RandomDirection().anticipate(params, RHO, Moment())
+    RandomDirection().direction_before_pass(params, RHO, StepContext())
     before = torch.cuda.get_rng_state()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        first, again, other = (RandomDirection().anticipate(params, RHO, Moment(step=s))[1] for s in (1, 1, 2))
+        first, again, other = (
+            RandomDirection().direction_before_pass(params, RHO, StepContext(step=s))[1] for s in (1, 1, 2)
+        )
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(torch.cuda.get_rng_state(), before)
@@ -149,7 +153,7 @@ def process(rank: int, world: int) -> Iterator[None]:
 
 
 def directions(params: list[Tensor]) -> list[Tensor]:
-    return RandomDirection().anticipate(params, RHO, Moment(step=1))[1].direction
+    return RandomDirection().direction_before_pass(params, RHO, StepContext(step=1))[1].direction
 
 
 MESHES = {
@@ -170,7 +174,7 @@ def test_processes_move_alike_what_they_both_hold_and_differently_what_only_one_
             mesh = init_device_mesh("cpu", shape)
             sharded = DTensor.from_local(torch.zeros(30, 30), mesh, placements, run_check=False)
             adapter = torch.zeros(50)
-            found.append(directions(held([sharded, adapter])))
+            found.append(directions(as_shards([sharded, adapter])))
     for i in range(4):
         for j in range(i):
             assert torch.equal(found[i][1], found[j][1])

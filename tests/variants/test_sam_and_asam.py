@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import ASAM, SAM
-from hf_sam.numerics import global_norm, snapshot
 from hf_sam.variants import make_variant
+from hf_sam.vectors.vectors import global_norm, snapshot
 
 RHO = 0.3
 ALL = {"eta": 0.0, "scaled": "all"}

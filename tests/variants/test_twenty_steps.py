@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from hf_sam import VARIANTS, Variant
-from hf_sam.mixing import UNMIXED, Mixing
-from hf_sam.step import descend
+from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing
+from hf_sam.step.two_pass import two_pass_step
 from hf_sam.variants import make_variant
 from tests.compare import relative_error
 from tests.reference import methods_numpy, sam_numpy
-from tests.test_step import OPTIMIZERS, RHO, batches, classifier, closures
+from tests.step.test_two_pass import OPTIMIZERS, RHO, batches, classifier, closures
 from tests.tolerances import RELATIVE
 
 Step = Callable[..., float]
@@ -27,10 +27,12 @@ def of(method: methods_numpy.SAM) -> Step:
     return lambda w, x, y, rho, optimizer: methods_numpy.step(w, x, y, method, rho, optimizer)
 
 
-Method = tuple[Callable[[], Variant], Mixing, Callable[[], Step]]
+Method = tuple[Callable[[], Variant], GradientMixing, Callable[[], Step]]
 
 
-def method(name: str, options: dict[str, Any], new_step: Callable[[], Step], mixing: Mixing = UNMIXED) -> Method:
+def method(
+    name: str, options: dict[str, Any], new_step: Callable[[], Step], mixing: GradientMixing = UNMIXED
+) -> Method:
     """Return what makes our direction, how its gradient is mixed, and what makes the reference's step."""
     return lambda: make_variant(name, options), mixing, new_step
 
@@ -44,12 +46,15 @@ METHODS: dict[str, Method] = {
     ),
     "looksam": method("looksam", {}, lambda: methods_numpy.LookSAM(5, 0.1).step),
     "looksam, k 3": method("looksam", {"k": 3, "alpha": 0.7}, lambda: methods_numpy.LookSAM(3, 0.7).step),
-    "weighted": method("sam", {}, lambda: of(methods_numpy.WSAM(0.9)), Mixing(9.0)),
-    "weighted less": method("sam", {}, lambda: of(methods_numpy.WSAM(0.2)), Mixing(0.25)),
-    "renormalised": method("sam", {}, lambda: of(methods_numpy.SSAM()), Mixing(renormalise=True)),
-    "both": method("sam", {}, lambda: of(methods_numpy.SSAM(methods_numpy.WSAM(0.75))), Mixing(3.0, True)),
+    "weighted": method("sam", {}, lambda: of(methods_numpy.WSAM(0.9)), GradientMixing(9.0)),
+    "weighted less": method("sam", {}, lambda: of(methods_numpy.WSAM(0.2)), GradientMixing(0.25)),
+    "renormalised": method("sam", {}, lambda: of(methods_numpy.SSAM()), GradientMixing(renormalise=True)),
+    "both": method("sam", {}, lambda: of(methods_numpy.SSAM(methods_numpy.WSAM(0.75))), GradientMixing(3.0, True)),
     "both, of gsam": method(
-        "gsam", {}, lambda: of(methods_numpy.SSAM(methods_numpy.WSAM(0.75, methods_numpy.GSAM()))), Mixing(3.0, True)
+        "gsam",
+        {},
+        lambda: of(methods_numpy.SSAM(methods_numpy.WSAM(0.75, methods_numpy.GSAM()))),
+        GradientMixing(3.0, True),
     ),
 }
 
@@ -59,7 +64,7 @@ def reference_run(new_step: Callable[[], Step], optimizer: Any) -> tuple[sam_num
     return w, [step(w, x, y, RHO, optimizer) for x, y in batches()]
 
 
-def our_run(direction: Variant, optimizer: Any, mixing: Mixing) -> tuple[dict[str, Tensor], list[float]]:
+def our_run(direction: Variant, optimizer: Any, mixing: GradientMixing) -> tuple[dict[str, Tensor], list[float]]:
     """Train with two passes at every `direction.every`-th step."""
     model = classifier(torch.float64)
     direction.prepare(model.named_parameters())
@@ -71,7 +76,7 @@ def our_run(direction: Variant, optimizer: Any, mixing: Mixing) -> tuple[dict[st
         if t % direction.every:
             direction.reuse_(params, [p.grad for p in params])
         else:
-            descend(closure, params, direction, rho=RHO, mixing=mixing)
+            two_pass_step(closure, params, direction, rho=RHO, mixing=mixing)
         optimizer.step()
     return {k: p.detach() for k, p in model.named_parameters()}, losses
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_sam.mixing import mix_, renormalise_
-from hf_sam.numerics import global_norm, snapshot
+from hf_sam.step.gradient_mixing import mix_, renormalise_
+from hf_sam.vectors.vectors import global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.variants.problems import RHO, Problem, every_case, every_combining_case
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from hf_sam import VARIANTS, Variant, sharpness_aware_grad
-from hf_sam.config import SAMConfig
-from hf_sam.numerics import dot, global_norm, snapshot
-from hf_sam.state import load_state, save_state
+from hf_sam.config.sam_config import SAMConfig
+from hf_sam.trainer.state_file import load_state, save_state
 from hf_sam.variants import make_variant
+from hf_sam.vectors.vectors import global_dot, global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.small_models import Classifier, square_closure
 from tests.tolerances import RELATIVE
@@ -81,7 +81,7 @@ def test_radius_zero_does_not_move(name: str, options: dict) -> None:
 @every_case
 def test_epsilon_climbs(name: str, options: dict) -> None:
     problem = Problem(name, options)
-    assert dot(problem.ascend().epsilon, problem.g) > 0
+    assert global_dot(problem.ascend().epsilon, problem.g) > 0
 
 
 @pytest.mark.parametrize("bad", [0.0, float("inf"), float("-inf"), float("nan")])

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can a user set, and which values make sense?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_sam._checks import check_number, checked_choice, parsed_kwargs
+from hf_sam.config.conflicts import refuse_combinations
+from hf_sam.config.presets import preset_settings
+from hf_sam.gate import GATES, WARMUP, Gate, make_test
+from hf_sam.parameters.choose import checked_filter
+from hf_sam.radius.auto import AutoRise, AutoSize
+from hf_sam.radius.controllers import SCHEDULES, make_radius
+from hf_sam.radius.schedules import AUTO, Radius
+from hf_sam.variants import VARIANTS, Variant, make_variant
+
+SCOPES = ("batch", "device", "micro_batch")
+ROUNDINGS = ("nearest", "stochastic")
+PLAIN = "none"
+"""The `sam_variant` that leaves the Trainer as it is: one pass per step, no cost."""
+
+
+@dataclass
+class SAMConfig:
+    """How to train sharpness-aware.
+
+    The same fields are in `SAMTrainingArguments`, where they are command line options and reach the trackers.
+
+    Args:
+        rho: radius of the perturbation, in the units of the weights' Euclidean norm, >= 0; "auto" to have it found,
+            with plain steps in the first four epochs; None for the direction's default.
+        sam_variant: name of the direction, or "none".
+        sam_variant_kwargs: options of the direction; a mapping, or a JSON object as a string.
+        sam_scope: which data shares one perturbation.
+        sam_rounding: how weights stored in 16 bits take a perturbation that is finer than they are.
+        rho_schedule: how the radius changes over the run.
+        rho_schedule_kwargs: options of the schedule; a mapping, or a JSON object as a string.
+        sam_parameters: which parameters are perturbed.
+        sam_start: when perturbations begin, as a share of the run in [0, 1], or "warmup".
+        sam_stop: when they end, as a share of the run in [0, 1].
+        sam_every: optimizer steps from one perturbation to the next, >= 1.
+        sam_gate: a further test that a step has to pass to perturb.
+        sam_gate_kwargs: options of that test; a mapping, or a JSON object as a string.
+        ascent_fraction: share of the examples that the ascent gradient is computed from, in (0, 1].
+        sam_sharpness_weight: a in g + a (h - g), the gradient for the optimizer, >= 0; 1 is h.
+        sam_renormalise: whether that gradient is given the length of the clean one.
+
+    Raises:
+        ValueError: if a value is out of range, or two of them do not go together.
+        TypeError: if a value is of the wrong type.
+
+    Example:
+        >>> SAMConfig(rho=0.5, sam_variant="asam", sam_variant_kwargs={"eta": 0.01}).rho
+        0.5
+        >>> SAMConfig(rho=-0.1)
+        Traceback (most recent call last):
+        ...
+        ValueError: `SAMConfig(rho=...)` must be a finite number >= 0, got -0.1.
+    """
+
+    rho: float | str | None = field(
+        default=None,
+        metadata={
+            "help": "Radius of the perturbation (Foret et al. 2021): a Euclidean norm over all perturbed weights, "
+            ">= 0, or auto; around 0.01 to 0.2 for sam, 0.2 to 1.0 for asam. The direction's default if left out."
+        },
+    )
+    sam_variant: str = field(
+        default="sam",
+        metadata={"help": f"Direction of the perturbation: {', '.join(VARIANTS)}, or none (the plain Trainer)."},
+    )
+    sam_variant_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of the direction, as a mapping or a JSON object such as '{\"eta\": 0.01}' for asam."
+        },
+    )
+    sam_scope: str = field(
+        default="batch",
+        metadata={
+            "help": "Which data shares one perturbation: batch (everything that goes into one optimizer step), device "
+            "(this process's part of it), micro_batch (each micro-batch by itself: m-sharpness)."
+        },
+    )
+    sam_rounding: str = field(
+        default="nearest",
+        metadata={
+            "help": "How weights stored in bfloat16 or float16 take a perturbation finer than they are: nearest (much "
+            "of it is lost) or stochastic (right on average, with noise). Weights in float32 take all of it either way."
+        },
+    )
+    rho_schedule: str = field(
+        default="constant",
+        metadata={
+            "help": "How the radius changes over the run: constant, warmup (0 until the learning rate has warmed up), "
+            "linear, cosine, lr (tied to the learning rate), loss_budget (sigma / ||g||), target_ascent."
+        },
+    )
+    rho_schedule_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Options of the schedule, as a mapping or a JSON object such as '{\"end\": 0.1}' for linear."
+        },
+    )
+    sam_parameters: str = field(
+        default="all",
+        metadata={
+            "help": "Which trained parameters are perturbed: all, norm (normalisation layers), no_norm, last:k (the "
+            "last k blocks and the head), adapters, or a regular expression for their names."
+        },
+    )
+    sam_start: float | str | None = field(
+        default=None,
+        metadata={
+            "help": "When perturbations begin: a share of the run in [0, 1], or warmup (when the learning rate has "
+            "warmed up). The direction's default if left out: warmup for momentum, else 0. Other steps are plain ones."
+        },
+    )
+    sam_stop: float = field(default=1.0, metadata={"help": "When perturbations end, as a share of the run in [0, 1]."})
+    sam_every: int = field(
+        default=1, metadata={"help": "Perturb at every so many-th optimizer step only; the others are plain steps."}
+    )
+    sam_gate: str = field(
+        default="always",
+        metadata={"help": "A test that a step has to pass: always, or gradient_norm (AE-SAM: a large gradient)."},
+    )
+    sam_gate_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Options of the test, as a mapping or a JSON object such as '{\"c_end\": 0}'."},
+    )
+    ascent_fraction: float = field(
+        default=1.0,
+        metadata={"help": "Share of each step's examples that the ascent gradient is computed from, in (0, 1]."},
+    )
+    sam_sharpness_weight: float = field(
+        default=1.0,
+        metadata={"help": "a in g + a (h - g), the optimizer's gradient (WSAM: gamma / (1 - gamma)), >= 0; 1 is SAM."},
+    )
+    sam_renormalise: bool = field(
+        default=False, metadata={"help": "Give the gradient at the perturbed weights the clean gradient's length."}
+    )
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> SAMConfig:
+        """Return one of the combinations that were measured: "free", "fast", "full" or "lora" (see the README).
+
+        Args:
+            name: of the preset.
+            changes: fields that differ from it.
+
+        Raises:
+            ValueError: if there is no such preset.
+
+        Example:
+            >>> SAMConfig.preset("free").sam_variant
+            'momentum'
+        """
+        return cls(**preset_settings(name, changes))
+
+    def __post_init__(self) -> None:
+        """Check every field, then let a `TrainingArguments` further up do its own checks."""
+        checked_choice("SAMConfig(sam_variant=...)", self.sam_variant, (*VARIANTS, PLAIN))
+        checked_choice("SAMConfig(sam_scope=...)", self.sam_scope, SCOPES)
+        checked_choice("SAMConfig(sam_rounding=...)", self.sam_rounding, ROUNDINGS)
+        checked_choice("SAMConfig(rho_schedule=...)", self.rho_schedule, tuple(SCHEDULES))
+        checked_choice("SAMConfig(sam_gate=...)", self.sam_gate, GATES)
+        self._check_numbers()
+        self.sam_variant_kwargs = parsed_kwargs("sam_variant_kwargs", self.sam_variant_kwargs, '{"eta": 0.01}')
+        self.rho_schedule_kwargs = parsed_kwargs("rho_schedule_kwargs", self.rho_schedule_kwargs, '{"end": 0.1}')
+        self.sam_gate_kwargs = parsed_kwargs("sam_gate_kwargs", self.sam_gate_kwargs, '{"c_end": 0}')
+        self.sam_parameters = checked_filter(self.sam_parameters)
+        if self.sam_variant == PLAIN:
+            if self.sam_variant_kwargs:
+                raise ValueError(
+                    f"`SAMConfig(sam_variant_kwargs=...)` must be empty for sam_variant={PLAIN!r}, "
+                    f"got {self.sam_variant_kwargs}."
+                )
+        else:
+            make_test(self.sam_gate, self.sam_gate_kwargs)  # each raises on a bad option
+            refuse_combinations(self, variant_of(self), radius_of(self))
+        parent = getattr(super(), "__post_init__", None)
+        if parent is not None:
+            parent()
+
+    def _check_numbers(self) -> None:
+        default = VARIANTS[self.sam_variant].default_rho if self.sam_variant != PLAIN else 0.0
+        if self.rho != AUTO:
+            given = default if self.rho is None else _as_number(self.rho)
+            self.rho = check_number("SAMConfig", "rho", given, least=0)
+        if self.sam_start is not None and self.sam_start != WARMUP:
+            self.sam_start = check_number("SAMConfig", "sam_start", _as_number(self.sam_start), least=0, most=1)
+        self.sam_stop = check_number("SAMConfig", "sam_stop", self.sam_stop, above=0, most=1)
+        if isinstance(self.sam_start, float) and self.sam_start >= self.sam_stop:
+            raise ValueError(
+                f"`SAMConfig(sam_start=...)` must be below sam_stop, got {self.sam_start} and {self.sam_stop}: no step "
+                "would perturb. sam_variant='none' is the plain Trainer."
+            )
+        if isinstance(self.sam_every, bool) or not isinstance(self.sam_every, int) or self.sam_every < 1:
+            raise ValueError(f"`SAMConfig(sam_every=...)` must be a whole number >= 1, got {self.sam_every!r}.")
+        self.ascent_fraction = check_number("SAMConfig", "ascent_fraction", self.ascent_fraction, above=0, most=1)
+        self.sam_sharpness_weight = check_number(
+            "SAMConfig", "sam_sharpness_weight", self.sam_sharpness_weight, least=0
+        )
+        if not isinstance(self.sam_renormalise, bool):
+            raise TypeError(f"`SAMConfig(sam_renormalise=...)` must be true or false, got {self.sam_renormalise!r}.")
+
+
+def variant_of(config: SAMConfig) -> Variant:
+    """Return a new instance of the direction that `config` names; it must not be "none"."""
+    return make_variant(config.sam_variant, _mapping(config.sam_variant_kwargs))
+
+
+def radius_of(config: SAMConfig) -> Radius:
+    """Return a new instance of the radius that `config` describes."""
+    if config.rho == AUTO:
+        direction = variant_of(config)
+        if direction.passes != "two":
+            return AutoSize(direction.auto_strength, scale_free=direction.scale_free)
+        # The noise of a gradient from a share f of the examples is 1 / sqrt(f) times as long, and rho is divided by its
+        # norm: this gives rho the length that it would have with all of them.
+        return AutoRise(direction.auto_strength / math.sqrt(config.ascent_fraction), scale_free=direction.scale_free)
+    return make_radius(float(config.rho or 0.0), config.rho_schedule, _mapping(config.rho_schedule_kwargs))
+
+
+def gate_of(config: SAMConfig, direction: Variant) -> Gate:
+    """Return the gate that `config` describes for this direction."""
+    start = config.sam_start if config.sam_start is not None else (WARMUP if direction.off_in_warmup else 0.0)
+    return Gate(start, config.sam_stop, config.sam_every)
+
+
+def _as_number(value: Any) -> Any:
+    """Return a number written as text, as the command line has it, as a number; anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _mapping(options: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    return options if isinstance(options, dict) else None

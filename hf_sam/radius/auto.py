@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which radius needs no tuning? One that depends on how much is learnt, and how often the data were seen."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_sam.radius.schedules import Radius
+from hf_sam.step_context import StepContext
+from hf_sam.variants.base import Length
+from hf_sam.vectors.vectors import accumulation_dtype, chunks, contiguous_as, dot, global_norm, sums
+
+ETA = 0.01
+"""Added to |w|, as in ASAM, so that weights of zero count a little."""
+PASSES = 20
+"""Over the training data, until the perturbation has its whole length."""
+PLAIN_PASSES = 4
+"""Passes that are plain ones: what would be asked for is too little to pay for."""
+PATIENCE = 20
+"""Most plain steps at the beginning of a run; a third of a shorter one."""
+IDLE = 0.01
+"""Where r (1 - r) is below this there is nothing to gain, and steps are plain ones."""
+CHECK = 10
+"""Steps from one look at whether there is to the next. Looking waits for the device."""
+
+
+class Auto(Radius):
+    """`rho="auto"`: how much there is to gain, from the losses; subclasses turn that into a length.
+
+    r = L / L_0 in [0, 1] says how far training has got: L is the running mean of the loss, L_0 its mean over the first
+    steps, which are plain steps. L is taken one standard error of its noise too high, so that luck does not pass for
+    progress. While nothing is learnt (r = 1) there is no perturbation: a plateau is left as the plain Trainer leaves
+    it, and a perturbation that keeps the model from learning lets the loss rise again and with it shrinks itself.
+    Where the data can be learnt to the end (r = 0), perturbations end too; where a part of the loss stays, as with
+    wrong labels, they stay with it. In both cases the step is a plain one again, at a plain step's cost.
+
+    All of it is multiplied by min(1, passes / 20)^2, passes the number of times that the data have been gone through.
+    What is learnt fast is learnt as fast as without: only what is seen again and again can be learnt by heart, and how
+    flat a run ends is decided late in it (Zhou et al. 2025, arXiv:2410.10373). In the first four passes steps are plain
+    ones. The factor is 1 where nobody knows the number.
+
+    Args:
+        strength: a factor, > 0; the direction's own by default.
+        scale_free: whether the direction's rho is measured in sizes of the weights, as ASAM's is.
+        smoothing: weight of the past in the running mean of the loss, in [0, 1).
+    """
+
+    needs_gradient = True
+    needs_loss = True
+
+    def __init__(self, strength: float = 1.0, *, scale_free: bool = False, smoothing: float = 0.95) -> None:
+        self.strength, self.scale_free = strength, scale_free
+        self.smoothing = smoothing
+        self._steps, self._patience, self._idle = 0, PATIENCE, False
+        self._growth = 1.0  # of the step that `at` was asked about last
+        # L_0, L and the noise of L; while L_0 is being measured, the number, mean and squares of finite losses.
+        self._losses = torch.zeros(3)
+
+    def at(self, context: StepContext) -> Length:
+        """Return what `length` makes of L and r; the number 0 for the first steps and where nothing is to be gained."""
+        if context.steps and self._steps < self._patience:
+            # A gate that was closed so far has kept the length of the run from being known: no fewer than were counted.
+            self._patience = max(self._steps + 1, min(PATIENCE, context.steps // 3))
+        passes = PASSES if context.passes is None else context.passes
+        self._growth = min(passes / PASSES, 1.0) ** 2
+        if self._idle or self._steps < self._patience or passes < PLAIN_PASSES:
+            return 0.0
+        return self._now()
+
+    def _now(self) -> Tensor:
+        """Return the length at the step that `at` was asked about."""
+        return self._growth * self.strength * self.length(self._losses[1], self._left())
+
+    @abstractmethod
+    def length(self, loss: Tensor, left: Tensor) -> Tensor:
+        """Return the length for L and r, 0-dim, not yet in the weights' units."""
+
+    def observe(self, loss: Tensor, rise: Tensor | None) -> None:
+        """Take in the loss of a step; one that is not finite is passed over."""
+        del rise
+        loss = loss.detach().float()
+        self._losses = self._losses.to(loss.device)
+        good = torch.isfinite(loss)
+        step = self._first if self._steps < self._patience else self._later
+        self._losses = torch.where(good, step(loss), self._losses)
+        self._steps += 1
+        if self._steps == self._patience:
+            self._losses = self._known()
+        if self._steps > self._patience and (self._steps - self._patience) % CHECK == 0:
+            left = self._left()
+            self._idle = bool(left * (1 - left) < IDLE)
+
+    def _first(self, loss: Tensor) -> Tensor:
+        """Return number, mean and sum of squared deviations with one loss more (Welford 1962)."""
+        number, mean, squares = self._losses.unbind()
+        new = mean + (loss - mean) / (number + 1)
+        return torch.stack([number + 1, new, squares + (loss - mean) * (loss - new)])
+
+    def _known(self) -> Tensor:
+        """Return L_0, L, which begins there, and the standard error of L - L_0 where the loss does not fall."""
+        number, mean, squares = self._losses.unbind()
+        of_means = 1 / number + (1 - self.smoothing) / (1 + self.smoothing)
+        return torch.stack([mean, mean, (squares / (number - 1).clamp(min=1) * of_means).sqrt()])
+
+    def _later(self, loss: Tensor) -> Tensor:
+        first, now, noise = self._losses.unbind()
+        return torch.stack([first, now * self.smoothing + loss * (1 - self.smoothing), noise])
+
+    def _left(self) -> Tensor:
+        """Return r; 1, where nothing is to be perturbed, if the first losses are none that can fall."""
+        first, now, noise = self._losses.unbind()
+        left = ((now + noise) / first).nan_to_num(nan=1.0).clamp(0, 1)
+        return torch.where(first > 0, left, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps, how many of them were the first ones, whether it rests, and the losses."""
+        return {"steps": self._steps, "patience": self._patience, "idle": self._idle, "losses": self._losses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        numbers = {name: state.get(name) for name in ("steps", "patience")}
+        for name, value in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"the state of rho='auto' has no whole number {name!r} >= 0, but {value!r}")
+        if not isinstance(state.get("idle"), bool):
+            raise ValueError(f"the state of rho='auto' has no 'idle' that is true or false, but {state.get('idle')!r}")
+        self._losses = checked_tensor(state, "losses", (3,))
+        self._steps, self._patience, self._idle = int(state["steps"]), int(state["patience"]), state["idle"]
+
+
+class AutoRise(Auto):
+    """For directions that know the clean gradient g: rho = growth * strength * r (1 - r) * L / ||g||.
+
+    To first order the loss rises by the share r (1 - r) of itself, times the growth: a quarter at most, half way. The
+    rise is in units of the loss, so one number fits models of any size and scale, and adapters. For a direction whose
+    rho is in sizes of the weights the norm is ||T g||, with ASAM's T = |w| + 0.01 on matrices and 1 on vectors.
+    """
+
+    uses_loss_scale = True
+    for_one_pass = False
+
+    def length(self, loss: Tensor, left: Tensor) -> Tensor:
+        """Return r (1 - r) * L, the rise that is asked for."""
+        return left * (1 - left) * loss
+
+    def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
+        """Return the rise divided by the norm of g without its loss scale."""
+        norm = global_norm(grads, params)
+        if self.scale_free:
+            norm = norm * size_along(params, grads)
+        return self._now().to(norm.device) * loss_scale / norm
+
+
+class AutoSize(Auto):
+    """For directions known before the gradient is: rho = growth * strength * (4 r (1 - r))^2 * ||T v|| / ||v||.
+
+    v is the direction (the momentum), and ||T v|| / ||v||, with T as ASAM's (|w| + 0.01 on matrices, 1 on vectors), the
+    size of the weights along it. L is the loss at the perturbed weights, the only one there is. Directions whose rho is
+    in such units already take 1 instead.
+    """
+
+    def length(self, loss: Tensor, left: Tensor) -> Tensor:
+        """Return (4 r (1 - r))^2, in sizes of the weights."""
+        del loss
+        return (4 * left * (1 - left)).square()
+
+    def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
+        """Return rho; only the direction of `grads` counts."""
+        length = self._now()
+        return length if self.scale_free else length.to(grads[0].device) * size_along(params, grads)
+
+
+@torch.no_grad()
+def size_along(params: list[Tensor], vectors: list[Tensor]) -> Tensor:
+    """Return ||T v|| / ||v||, T = |w| + ETA for parameters of two or more dimensions and 1 for the others.
+
+    Args:
+        params: the parameters, at w.
+        vectors: v, one tensor per parameter, not changed.
+
+    Returns:
+        0-dim tensor; not a number where v is zero or not finite.
+    """
+    scaled: list[Tensor | float] = []
+    plain: list[Tensor | float] = []
+    for owners, w, v in chunks(params, contiguous_as(params, vectors)):
+        scaled.append(sum(_square_through(*each) for each in zip(owners, w, v, strict=True)))
+        plain.append(dot(v, v))
+    with_t, without = sums([scaled, plain], params)
+    return (with_t / without).sqrt()
+
+
+def _square_through(owner: Tensor, w: Tensor, v: Tensor) -> Tensor | float:
+    """Return ||T v||^2 of one tensor. One at a time, in at least float32: 16 bits round T, and may overflow."""
+    tv = [v] if owner.dim() < 2 else [w.abs().to(accumulation_dtype([w, v])).add_(ETA).mul_(v)]
+    return dot(tv, tv)
+
+
+def checked_tensor(state: dict[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return a float32 tensor of a state from a file.
+
+    Raises:
+        ValueError: if it is missing or of another kind.
+    """
+    value = state.get(name)
+    if not isinstance(value, Tensor) or value.shape != shape or value.dtype != torch.float32:
+        raise ValueError(f"the state of the radius has no float32 tensor {name!r} of shape {shape}")
+    return value

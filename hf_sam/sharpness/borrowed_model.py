@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How is a model measured without anything of it being changed?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from transformers import set_seed
+
+from hf_sam.step.replay import RandomState, devices_of
+
+CASTS = (Tensor.float, Tensor.to, Tensor.type)
+
+
+class Loan:
+    """Copies of a model's parameters and buffers, which take the place of its own while something is measured.
+
+    The model's own tensors are never written to, so that neither an error nor a killed process can leave a trace in
+    them. Inside of `taken` the model is in evaluation mode, makes no cache of keys and values, computes in the dtype
+    asked for whatever autocast is around it, and its attention can be differentiated twice.
+
+    Args:
+        model: bare; a wrapper for several devices or a compiled one is taken off (see `bare`).
+        chosen: the parameters to differentiate by, by name; the copies of these require a gradient.
+        dtype: of the copies; None leaves each tensor the dtype it has.
+        seed: of the random streams at each start of `taken`, for models that draw in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module, chosen: dict[str, nn.Parameter], dtype: torch.dtype | None, seed: int) -> None:
+        self.model, self.seed = model, seed
+        self.names = list(chosen)
+        wanted = {id(p) for p in chosen.values()}
+        self._copies: dict[int, Tensor] = {}
+        for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
+            if (copy := _copied(tensor, id(tensor) in wanted, dtype)) is not None:
+                self._copies[id(tensor)] = copy
+        lost = [name for name, p in chosen.items() if id(p) not in self._copies]
+        if lost:
+            raise TypeError(f"{lost[0]} is stored in a form without gradients ({type(chosen[lost[0]]).__name__}).")
+        self.parameters = [self._copies[id(p)] for p in chosen.values()]
+        self._dtype = dtype
+
+    @contextmanager
+    def taken(self) -> Iterator[nn.Module]:
+        """Yield the model with the copies in it; afterwards it is as it was before."""
+        with ExitStack() as undo:
+            undo.callback(RandomState(devices_of(self.model.parameters())).restore)
+            undo.enter_context(_as_found(self.model))
+            undo.enter_context(_without_cache(self.model))
+            self._put_in()
+            self.model.train(False)
+            set_seed(self.seed)
+            undo.enter_context(sdpa_kernel(SDPBackend.MATH))
+            undo.enter_context(torch.enable_grad())
+            if self._dtype is not None:
+                _forget_mixed_precision(self.model)
+                for kind in {device.type for device in devices_of(self.parameters)}:
+                    undo.enter_context(torch.autocast(kind, enabled=False))
+            if self._dtype == torch.float64:
+                undo.enter_context(StayWide())
+            yield self.model
+
+    def cast(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the batch with numbers of floating point, such as images, in the dtype of the copies."""
+        return {
+            key: value.to(self._dtype or value.dtype)
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
+            for key, value in batch.items()
+        }
+
+    def _put_in(self) -> None:
+        for module in self.model.modules():
+            for name, tensor in (*_own(module, "parameters"), *_own(module, "buffers")):
+                if id(tensor) in self._copies:
+                    setattr(module, name, self._copies[id(tensor)])
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Return the model inside of DDP, DataParallel and `torch.compile`.
+
+    Raises:
+        NotImplementedError: if its parameters are cut over processes, or not in memory.
+    """
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            break
+    for name, p in model.named_parameters():
+        if hasattr(p, "device_mesh") or hasattr(p, "_is_flat_param") or hasattr(p, "ds_id"):
+            raise NotImplementedError(
+                f"`SharpnessAnalyzer(model, ...)` needs whole parameters, and {name} is cut over processes. Save a "
+                "checkpoint and measure that; the examples can be split over processes."
+            )
+        if p.is_meta:
+            raise NotImplementedError(
+                f"`SharpnessAnalyzer(model, ...)` needs its parameters in memory, and {name} is elsewhere "
+                "(device_map). Load the model whole, or onto one device."
+            )
+    return model
+
+
+def _copied(tensor: Tensor, differentiated: bool, dtype: torch.dtype | None) -> Tensor | None:
+    """Return the copy that takes the place of `tensor`; None for one that can stay: frozen, and right as it is."""
+    if not isinstance(tensor, nn.Parameter):
+        floating = tensor.is_floating_point() and dtype is not None
+        return tensor.detach().to(dtype if floating else tensor.dtype, copy=True) if type(tensor) is Tensor else None
+    if not tensor.is_floating_point() or type(tensor) is not nn.Parameter:
+        return None
+    new = tensor.detach().to(dtype or tensor.dtype, copy=differentiated)
+    return nn.Parameter(new, requires_grad=differentiated)
+
+
+def _own(module: nn.Module, kind: str) -> list[tuple[str, Tensor]]:
+    """Return the parameters or buffers that hang on this module itself, under every name."""
+    return list(getattr(module, f"named_{kind}")(recurse=False, remove_duplicate=False))
+
+
+@contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """Put every parameter, buffer and other attribute of every module back to what it was.
+
+    Tensors go through `setattr`, which recurrent layers need: they keep a second list of their weights.
+    """
+    found = [
+        (m, dict(vars(m)), [*_own(m, "parameters"), *_own(m, "buffers")], list(m._buffers.items()))
+        for m in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, tensors, buffers in found:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, tensor in tensors:
+                setattr(module, name, tensor)
+            module._buffers.update(buffers)
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Have decoders keep no keys and values, nothing is generated; forward passes may note things in a config."""
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values()
+    found = [(vars(config), dict(vars(config))) for config in configs if hasattr(config, "__dict__")]
+    for now, _ in found:
+        if now.get("use_cache") is True:
+            now["use_cache"] = False
+    try:
+        yield
+    finally:
+        for now, before in found:
+            now.clear()
+            now.update(before)
+
+
+def _forget_mixed_precision(model: nn.Module) -> None:
+    """Take off the autocast that `Accelerator.prepare` has put around the forward pass."""
+    original = vars(model).get("_original_forward")
+    if original is not None:
+        model.forward = original
+
+
+class StayWide(TorchFunctionMode):
+    """Leave tensors in float64 where code asks for float32.
+
+    Models ask for it to be more exact than 16 bits: the softmax of eager attention, T5's norms, language models'
+    losses. From float64 it is the other way round, and the Hessian is then symmetric to eight digits only.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call `func`, with float64 in place of float32 if its input is in float64."""
+        del types
+        kwargs = kwargs or {}
+        if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
+            if func is Tensor.float:
+                return args[0]
+            if kwargs.get("dtype") is torch.float32:
+                kwargs = {**kwargs, "dtype": torch.float64}
+            if func in CASTS and torch.float32 in args[1:]:
+                args = (args[0], *(torch.float64 if a is torch.float32 else a for a in args[1:]))
+        return func(*args, **kwargs)

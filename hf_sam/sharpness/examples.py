@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On which examples is a model measured, in which batches, and how many terms of the loss does each batch have?"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import default_data_collator, set_seed
+
+from hf_sam.step.replay import RandomState, devices_of
+
+Batch = dict[str, Any]
+Collator = Callable[[list[Any]], Mapping[str, Any]]
+LABELS = ("label", "label_ids", "labels")
+
+
+class Probe:
+    """The examples, chosen once and in a fixed order, and their batches.
+
+    Every process holds the same examples and takes every n-th batch, so that sums over processes are over all of them.
+
+    Args:
+        model: bare; columns that its `forward` does not take are dropped, as the Trainer drops them.
+        dataset: of what the collator takes: a data set with a length, or anything that can be iterated over.
+        collator: makes a batch of a list of examples; transformers' default without one.
+        batch_size: examples per batch, >= 1. No result depends on it, beyond rounding.
+        most: at most so many examples, drawn with `seed` if there are more (the first ones, where there is no length).
+        seed: also of the collator's random streams.
+
+    Raises:
+        ValueError: if there is no example.
+        TypeError: if the examples do not go into one batch.
+    """
+
+    def __init__(
+        self, model: nn.Module, dataset: Iterable[Any], collator: Collator | None, batch_size: int, most: int, seed: int
+    ) -> None:
+        self.model, self.batch_size, self.seed = model, batch_size, seed
+        self.collator = collator or _default_collator()
+        self.accepted = _accepted(model)
+        with _streams_kept(model, seed):
+            self.examples = [self._cleaned(e) for e in _selected(dataset, most, seed)]
+        if not self.examples:
+            raise ValueError("`SharpnessAnalyzer(dataset=...)` must have at least one example, and has none.")
+        self._made: dict[int, list[Batch]] = {}
+
+    def batches(self, size: int | None = None) -> list[Batch]:
+        """Return all batches of `size` examples (`batch_size` by default), on the model's device; made once.
+
+        Texts of about the same length come into one batch.
+        """
+        size = min(size or self.batch_size, len(self.examples))
+        if size not in self._made:
+            device = devices_of(self.model.parameters())[0]
+            ordered = sorted(self.examples, key=_length, reverse=True)  # little padding, and the largest batch first
+            with _streams_kept(self.model, self.seed):
+                parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+                self._made = {size: [_on(self._collated(part), device) for part in parts]}
+        return self._made[size]
+
+    def groups(self, m: int) -> list[Probe]:
+        """Return the examples in groups of m; the last one may be smaller."""
+        parts = [self.examples[i : i + m] for i in range(0, len(self.examples), m)]
+        return [self._with(part) for part in parts]
+
+    def folds(self, count: int) -> list[Probe]:
+        """Return the examples in `count` groups of about the same size, every count-th one in each."""
+        return [self._with(self.examples[i::count]) for i in range(count)]
+
+    def _with(self, examples: list[Any]) -> Probe:
+        other = copy.copy(self)
+        other.examples, other._made = examples, {}
+        return other
+
+    def _cleaned(self, example: Any) -> Any:
+        if self.accepted is None or not isinstance(example, Mapping):
+            return example
+        return {key: value for key, value in example.items() if key in self.accepted}
+
+    def _collated(self, examples: list[Any]) -> Batch:
+        try:
+            return dict(self.collator(examples))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"`SharpnessAnalyzer(data_collator=...)` made no batch of {len(examples)} examples: {error} "
+                "Give the one that the Trainer has, such as DataCollatorWithPadding(tokenizer)."
+            ) from error
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """Return the model inside of PEFT's wrapper."""
+    inner: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    return inner
+
+
+def _default_collator() -> Collator:
+    collator: Collator = default_data_collator
+    return collator
+
+
+def _accepted(model: nn.Module) -> set[str] | None:
+    """Return the names of the columns that count; None if `forward` takes any."""
+    signature = inspect.signature(base_of(model).forward)
+    kinds = {p.kind for p in signature.parameters.values()}
+    named = set(signature.parameters)
+    if inspect.Parameter.VAR_KEYWORD in kinds and not named & {"labels", "input_ids", "pixel_values"}:
+        return None
+    return named | set(LABELS)
+
+
+def _length(example: Any) -> int:
+    """Return the number of tokens of a text; the same for all other examples."""
+    tokens = example.get("input_ids") if isinstance(example, Mapping) else None
+    return len(tokens) if isinstance(tokens, Sized) else 0
+
+
+def _selected(dataset: Iterable[Any], most: int, seed: int) -> Sequence[Any]:
+    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+        return list(itertools.islice(iter(dataset), most))
+    count = len(dataset)
+    if count <= most:
+        return [dataset[i] for i in range(count)]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most]
+    return [dataset[i] for i in sorted(order.tolist())]
+
+
+def _on(batch: Batch, device: torch.device) -> Batch:
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+@contextmanager
+def _streams_kept(model: nn.Module, seed: int) -> Iterator[None]:
+    """Let collators and data sets draw from seeded streams, and leave these as they were."""
+    state = RandomState(devices_of(model.parameters()))
+    set_seed(seed)
+    try:
+        yield
+    finally:
+        state.restore()

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work on many tensors as on one vector."""

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do SAM's settings travel with the training arguments, and only once?"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import Seq2SeqTrainingArguments, Trainer, TrainingArguments
+
+from hf_sam import SAMConfig, SAMTrainer, SAMTrainerMixin, SAMTrainingArguments
+from hf_sam.trainer.arguments import config_of, resolve_config, with_sam_fields
+
+CONFIG = SAMConfig(
+    rho=0.3,
+    sam_variant="asam",
+    sam_variant_kwargs={"eta": 0.5},
+    sam_scope="micro_batch",
+    sam_rounding="stochastic",
+)
+SETTINGS = {f.name: getattr(CONFIG, f.name) for f in fields(SAMConfig)}
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> TrainingArguments:
+    return TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none")
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> SAMTrainingArguments:
+    return SAMTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", **SETTINGS)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Where the settings come from
+# ----------------------------------------------------------------------------------------------------------------------
+def test_settings_beside_the_arguments_are_used(plain: TrainingArguments) -> None:
+    assert SAMTrainer(nn.Linear(1, 1), plain, sam_config=CONFIG).sam_config == CONFIG
+
+
+def test_settings_in_the_arguments_are_used(mixed: SAMTrainingArguments) -> None:
+    assert SAMTrainer(nn.Linear(1, 1), mixed).sam_config == CONFIG
+
+
+def test_neither_means_the_defaults(plain: TrainingArguments) -> None:
+    assert SAMTrainer(nn.Linear(1, 1), plain).sam_config == SAMConfig()
+
+
+def test_both_are_an_error_even_when_they_agree(mixed: SAMTrainingArguments) -> None:
+    with pytest.raises(
+        ValueError, match=r"`sam_config` was given beside `args` of type SAMTrainingArguments.*Give them once"
+    ):
+        SAMTrainer(nn.Linear(1, 1), mixed, sam_config=CONFIG)
+
+
+def test_settings_must_be_a_sam_config(plain: TrainingArguments) -> None:
+    with pytest.raises(TypeError, match=r"`sam_config` must be a SAMConfig, got \{'rho': 0\.1\}"):
+        SAMTrainer(nn.Linear(1, 1), plain, sam_config={"rho": 0.1})
+
+
+class OpenTrainer(Trainer):
+    """What many users write."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+class OpenSAMTrainer(SAMTrainerMixin, OpenTrainer):
+    pass
+
+
+@pytest.mark.parametrize("form", ["position", "keyword"])
+def test_settings_are_found_through_a_trainer_of_open_signature(plain: TrainingArguments, form: str) -> None:
+    model = nn.Linear(1, 1)
+    trainer = (
+        OpenSAMTrainer(model, plain, sam_config=CONFIG)
+        if form == "position"
+        else OpenSAMTrainer(model=model, args=plain, sam_config=CONFIG)
+    )
+    assert trainer.sam_config == CONFIG
+
+
+def test_both_are_an_error_through_a_trainer_of_open_signature(mixed: SAMTrainingArguments) -> None:
+    with pytest.raises(ValueError, match="Give them once"):
+        OpenSAMTrainer(model=nn.Linear(1, 1), args=mixed, sam_config=SAMConfig(rho=0.7))
+
+
+def test_config_of_checks_again_what_a_search_wrote(mixed: SAMTrainingArguments) -> None:
+    mixed.rho = -1.0
+    with pytest.raises(ValueError, match=r"got -1\.0"):
+        config_of(mixed)
+
+
+def test_what_a_search_writes_into_the_trainers_arguments_is_in_force(plain: TrainingArguments) -> None:
+    trainer = SAMTrainer(nn.Linear(1, 1), plain, sam_config=CONFIG)
+    trainer.args.rho = 0.7
+    assert trainer.sam_config.rho == 0.7
+
+
+def test_resolving_returns_a_plain_config(mixed: SAMTrainingArguments) -> None:
+    assert type(resolve_config(mixed, None)) is SAMConfig
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the trackers and the checkpoint see
+# ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["plain", "mixed"])
+def test_trackers_see_the_settings(kind: str, request: pytest.FixtureRequest) -> None:
+    args = request.getfixturevalue(kind)
+    trainer = SAMTrainer(nn.Linear(1, 1), args, **({"sam_config": CONFIG} if kind == "plain" else {}))
+    logged = trainer.args.to_dict()
+    assert {k: logged[k] for k in SETTINGS} == SETTINGS
+    assert {"rho", "sam_variant", "sam_scope", "sam_rounding"} <= set(trainer.args.to_sanitized_dict())
+
+
+def test_the_users_own_arguments_are_left_alone(plain: TrainingArguments) -> None:
+    before = dict(vars(plain))
+    trainer = SAMTrainer(nn.Linear(1, 1), plain, sam_config=CONFIG)
+    assert type(plain) is TrainingArguments
+    assert vars(plain) == before
+    assert trainer.args is not plain
+
+
+def test_arguments_that_hold_the_settings_are_not_copied(mixed: SAMTrainingArguments) -> None:
+    assert SAMTrainer(nn.Linear(1, 1), mixed).args is mixed
+
+
+def test_extended_arguments_are_still_what_they_were(tmp_path: Path) -> None:
+    args = Seq2SeqTrainingArguments(str(tmp_path), use_cpu=True, predict_with_generate=True, learning_rate=0.123)
+    extended = with_sam_fields(args, CONFIG)
+    assert isinstance(extended, Seq2SeqTrainingArguments)
+    assert isinstance(extended, SAMConfig)
+    assert extended.predict_with_generate
+    assert {k: v for k, v in extended.to_dict().items() if k not in SETTINGS} == args.to_dict()
+
+
+def test_arguments_of_a_local_class_can_be_extended(tmp_path: Path) -> None:
+    class Mine(TrainingArguments):
+        pass
+
+    assert isinstance(with_sam_fields(Mine(str(tmp_path), use_cpu=True), CONFIG), Mine)
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda args: pickle.loads(pickle.dumps(args)),
+    "oldest pickle": lambda args: pickle.loads(pickle.dumps(args, protocol=0)),
+    "torch.save": lambda args: torch_round_trip(args),
+}
+
+
+def torch_round_trip(args: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(args, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("kind", ["plain", "mixed"])
+def test_a_copy_of_the_arguments_has_the_same_content(
+    kind: str, duplicate: Any, request: pytest.FixtureRequest
+) -> None:
+    args = request.getfixturevalue(kind)
+    args = with_sam_fields(args, CONFIG)
+    twin = duplicate(args)
+    assert type(twin) is type(args)
+    assert twin is not args
+    assert twin.to_dict() == args.to_dict()
+    assert config_of(twin) == CONFIG
+
+
+def test_a_copy_does_not_write_through(plain: TrainingArguments) -> None:
+    args = with_sam_fields(plain, CONFIG)
+    copy.copy(args).rho = 0.9
+    assert args.rho == CONFIG.rho
+
+
+@pytest.mark.parametrize("kind", ["plain", "mixed"])
+@pytest.mark.parametrize(
+    "show",
+    [
+        str,
+        repr,
+    ],
+)
+def test_arguments_do_not_show_the_users_token(kind: str, show: Any, request: pytest.FixtureRequest) -> None:
+    args = request.getfixturevalue(kind)
+    args.hub_token = "hf_secret"
+    assert "hf_secret" not in show(args)
+    assert "hf_secret" not in show(with_sam_fields(args, CONFIG))
