@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does any training loop take a sharpness-aware step?"""
+"""A sharpness-aware gradient in any training loop."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hf_sam.step.replay import RandomState, devices_of
 from hf_sam.step.two_pass import set_gradients, two_pass_step
 from hf_sam.step_context import StepContext
 from hf_sam.variants import OnePass, Variant, make_variant
-from hf_sam.vectors.shards import as_shards, local_shard
+from hf_sam.vectors.shards import as_shards
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
-from hf_sam.vectors.vectors import restore_, snapshot
+from hf_sam.vectors.vectors import gradients, restore_, snapshot
 
 _calls = itertools.count()
 
@@ -49,16 +49,16 @@ def sharpness_aware_grad(
             Gradients from before the call are dropped. Parameters sharded with `fully_shard` (FSDP2) are whole to rho;
             those of FullyShardedDataParallel (FSDP1) cannot be recognised here.
         rho: radius, a Euclidean norm over all parameters, >= 0.
-        variant: a name ("sam", "asam"), or an instance, which directions that keep gradients between calls have to be.
+        variant: a name ("sam", "asam"), or an instance, which variants that keep gradients between calls have to be.
         variant_kwargs: options for a variant given by name.
         buffers: tensors that a forward pass changes (`model.buffers()`, for batch normalisation): the second pass
             starts from what the first one started from, and leaves them as the first one did.
         rounding: how weights of 16 bits take a perturbation finer than they are: "nearest" loses most of it,
             "stochastic" none on average. The noise is another one at every call: it comes from torch's seed and the
             number of calls so far. To resume in the same bits give a `torch.Generator` on the CPU, and save its state.
-        context: where in the run this is, for directions that look at the optimizer or at the number of the step:
+        context: where in the run this is, for variants that look at the optimizer or at the number of the step:
             `StepContext(optimizer=optimizer)` for "momentum", `StepContext(step=i)` for "random" and LookSAM, of which
-            one instance serves all steps. Directions that are known before the pass call `closure` once, and
+            one instance serves all steps. Variants that know their way before the pass call `closure` once, and
             L(w + epsilon) is returned.
 
     Returns:
@@ -80,40 +80,40 @@ def sharpness_aware_grad(
         >>> loss = sharpness_aware_grad(closure, model.parameters(), rho=0.05)
         >>> optimizer.step()
     """
-    direction = _as_variant(variant, variant_kwargs)
-    if direction.remembers and direction is not variant:
+    made = _as_variant(variant, variant_kwargs)
+    if made.remembers and made is not variant:
         raise ValueError(
             f"`variant={variant!r}` takes up what an earlier step left, and a name makes a new one each time: make it "
             f"once, before the loop, with hf_sam.VARIANTS[{variant!r}](...), and give that."
         )
-    params = _trainable(parameters, direction)
+    params = _trainable(parameters, made)
     rho = check_number("sharpness_aware_grad", "rho", rho, least=0)
     rounded = _as_rounding(rounding)
     kept = list(buffers)
     set_gradients(params, [None] * len(params))
 
-    if isinstance(direction, OnePass):
+    if isinstance(made, OnePass):
         losses: list[Tensor] = []
         where = context or StepContext(step=next(_calls), seed=torch.initial_seed())
         one_pass_step(
-            lambda: losses.append(closure()), as_shards(params), direction, rho=rho, context=where, rounding=rounded,
+            lambda: losses.append(closure()), as_shards(params), made, rho=rho, context=where, rounding=rounded,
             measured=False,
         )  # fmt: skip
         return losses[0]
-    if context is not None and context.step % direction.every:
+    if context is not None and context.step % made.every:
         loss = closure()
         reached = [p for p in params if p.grad is not None]
         if not reached:
             raise RuntimeError("No parameter received a gradient: does the loss depend on the parameters given?")
-        direction.reuse_(as_shards(reached), [local_shard(p.grad) for p in reached if p.grad is not None])
+        made.reuse_(as_shards(reached), gradients(as_shards(reached)))
         return loss
-    return _in_two_passes(closure, as_shards(params), direction, rho, kept, rounded)
+    return _in_two_passes(closure, as_shards(params), made, rho, kept, rounded)
 
 
 def _in_two_passes(
     closure: Callable[[], Tensor],
     params: list[Tensor],
-    direction: Variant,
+    variant: Variant,
     rho: float,
     kept: list[Tensor],
     rounding: StochasticRounding | None,
@@ -129,7 +129,7 @@ def _in_two_passes(
         closure()
 
     try:
-        two_pass_step(evaluate_again, params, direction, rho=rho, rounding=rounding, measured=False)
+        two_pass_step(evaluate_again, params, variant, rho=rho, rounding=rounding, measured=False)
     finally:
         end.restore()
         restore_(kept, buffers_at_end)
@@ -137,15 +137,12 @@ def _in_two_passes(
 
 
 def _as_variant(variant: str | Variant, kwargs: Mapping[str, Any] | None) -> Variant:
-    if isinstance(variant, Variant):
-        if kwargs:
-            raise ValueError(f"`variant_kwargs` goes with a variant's name, got {dict(kwargs)} with an instance.")
-        direction = variant
-    else:
-        direction = make_variant(variant, kwargs, argument="variant")
-    if direction.passes == "plain":
-        raise NotImplementedError(f"{direction.title} acts on a model's adapters between passes: use SAMTrainer.")
-    return direction
+    if isinstance(variant, Variant) and kwargs:
+        raise ValueError(f"`variant_kwargs` goes with a variant's name, got {dict(kwargs)} with an instance.")
+    made = variant if isinstance(variant, Variant) else make_variant(variant, kwargs, argument="variant")
+    if made.passes == "plain":
+        raise NotImplementedError(f"{made.title} acts on a model's adapters between passes: use SAMTrainer.")
+    return made
 
 
 def _as_rounding(rounding: str | torch.Generator) -> StochasticRounding | None:
@@ -157,13 +154,13 @@ def _as_rounding(rounding: str | torch.Generator) -> StochasticRounding | None:
     return StochasticRounding(seed_from(torch.initial_seed(), next(_calls))) if rounding == "stochastic" else None
 
 
-def _trainable(parameters: Iterable[Any], direction: Variant) -> list[Tensor]:
-    """Return the distinct parameters that require a gradient; tell the direction their names if they have any."""
+def _trainable(parameters: Iterable[Any], variant: Variant) -> list[Tensor]:
+    """Return the distinct parameters that require a gradient; tell the variant their names if they have any."""
     if isinstance(parameters, Tensor):
         raise TypeError("`parameters` must be an iterable of tensors, such as model.parameters(), got one tensor.")
     entries = list(parameters)
     if entries and isinstance(entries[0], tuple):
-        direction.prepare(entries)
+        variant.prepare(entries)
         entries = [p for _, p in entries]
     params = list({id(p): p for p in entries if p.requires_grad}.values())
     if not params:

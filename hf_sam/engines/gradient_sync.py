@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the next backward pass add gradients up over the processes, and who decides that for each pass?
+"""Switches that say whether the next backward pass adds gradients up over the processes.
 
 With gradient accumulation a Trainer turns the reduction off for all micro-batches of a window but the last. Each pass
 of a SAM step needs a mode of its own, forward included: DDP prepares its reduction in the forward pass.
@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_sam.vectors.shards import fsdp1_modules
+from hf_sam.engines.fsdp1 import SYNC_SWITCH, fsdp1_modules
 
 Mode = Sequence[Any]
 
@@ -32,7 +32,7 @@ class GradientSync:
     def __init__(self, model: nn.Module, flag: Any = None) -> None:
         self.model = model
         self._replicated = [(m, "require_backward_grad_sync") for m in _modules(model, DistributedDataParallel)]
-        self._sharded = [(m, "_sync_gradients") for m in fsdp1_modules(model)]
+        self._sharded = [(m, SYNC_SWITCH) for m in fsdp1_modules(model)]
         self._gathering = _fsdp2_modules(model)
         for group in _fsdp2_groups(model):
             self._sharded += [(group, "reduce_grads"), (group, "all_reduce_grads")]
@@ -72,16 +72,6 @@ class GradientSync:
             yield
         finally:
             self.set_mode(mode)
-
-    @contextmanager
-    def as_in(self, mode: Mode) -> Iterator[None]:
-        """Reduce inside as when `mode` was taken."""
-        before = self.mode()
-        self.set_mode(mode)
-        try:
-            yield
-        finally:
-            self.set_mode(before)
 
     @contextmanager
     def all_together(self) -> Iterator[None]:

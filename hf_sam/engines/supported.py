@@ -8,7 +8,7 @@ from typing import Any
 from accelerate.utils import DistributedType
 
 from hf_sam.config.sam_config import SAMConfig, variant_of
-from hf_sam.engines.deepspeed_settings import refuse_deepspeed
+from hf_sam.engines.deepspeed import refuse_deepspeed
 from hf_sam.variants import VARIANTS
 from hf_sam.vectors.shards import is_dtensor
 

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.rho_search.trainer_snapshot import TrainerSnapshot
-from hf_sam.step.perturbation import Perturbation, bring_back
+from hf_sam.step.perturbation import Perturbation
 from hf_sam.step.two_pass import set_gradients
-from hf_sam.trainer.counters import counted_once
-from hf_sam.trainer.micro_batches import MicroBatch, Window
+from hf_sam.trainer.micro_batches import MicroBatch, Window, counted_once
 from hf_sam.variants import Variant
-from hf_sam.variants.base import Ascent
+from hf_sam.vectors.vectors import Ascent
 
 
 class _Measured(Exception):
@@ -153,7 +152,7 @@ class LossRises:
                 return window.replay(lambda m: trainer._plain_step(window.model, m)).item()
         finally:
             trainer.accelerator.backward = backward
-            bring_back(perturbation)
+            perturbation.undo()
             torch.clear_autocast_cache()
 
     def _tell(self, taken: int) -> None:

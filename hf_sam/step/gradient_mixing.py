@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be made of the perturbed gradient, whatever the direction, before the optimizer sees it?
-
-First mix, then renormalise.
-"""
+"""What the optimizer sees instead of h: combined by the variant, then mixed, then renormalised."""
 
 from __future__ import annotations
 
@@ -12,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_sam._checks import check_number
-from hf_sam.vectors.vectors import chunks, contiguous_as, global_norm
+from hf_sam.variants.base import Variant
+from hf_sam.vectors.vectors import chunks, contiguous_as, global_norm, gradients, snapshot
 
 
 class GradientMixing(NamedTuple):
@@ -33,6 +31,35 @@ class GradientMixing(NamedTuple):
 
 
 UNMIXED = GradientMixing()
+
+
+class MixedGradient:
+    """What a variant and `GradientMixing` make of g and h.
+
+    Args:
+        params: the parameters that move, with g in `.grad`: what is needed of it is copied here.
+        variant: combines the two gradients, or does not.
+        mixing: what is asked for beside.
+
+    Attributes:
+        clean: a copy of g; None where only its length is needed.
+    """
+
+    def __init__(self, params: list[Tensor], variant: Variant, mixing: GradientMixing) -> None:
+        self._params, self._variant, self._mixing = params, variant, mixing
+        g = gradients(params)
+        self.clean = snapshot(g) if variant.combines or mixing.weight != 1 else None
+        self._clean_norm = global_norm(g, params) if mixing.renormalise else None
+
+    def of(self, h: list[Tensor]) -> list[Tensor]:
+        """Return what the optimizer is to see instead of h, whose memory may be used."""
+        if self._variant.combines and self.clean is not None:
+            h = self._variant.combine(self.clean, h)
+        if self._mixing.weight != 1 and self.clean is not None:
+            mix_(h, self.clean, self._mixing.weight)
+        if self._clean_norm is not None:
+            renormalise_(h, self._clean_norm, self._params)
+        return h
 
 
 @torch.no_grad()

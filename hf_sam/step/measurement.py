@@ -1,87 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What did one descent measure, at the price of a pass over the weights that is made anyway?"""
+"""What one perturbation measures, at the price of a pass over the weights that is made anyway."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_sam.step.perturbation import Perturbation
-from hf_sam.variants import Length, Variant
-from hf_sam.variants.base import Ascent
+from hf_sam.variants.base import Length, Variant
 from hf_sam.vectors.vectors import (
-    HALF_PRECISION,
+    Ascent,
     accumulation_dtype,
     chunks,
     contiguous_as,
     dot,
     global_norm,
+    gradients,
+    loses_bits,
     snapshot,
     sums,
 )
 
 
 class Measurement(NamedTuple):
-    """What one descent measured. 0-dim tensors on the parameters' device, so that no step waits for the host.
+    """What one perturbation measured. 0-dim tensors on the parameters' device, so that no step waits for the host.
 
     Attributes:
         usable: whether the gradient could be climbed along (bool).
-        epsilon_norm: norm of what really moved, in the weights' own precision.
-        grad_cosine: cosine between the clean and the perturbed gradient.
-        asked_norm: norm of epsilon before it was rounded into the weights; None for weights of full precision.
         rho: the radius asked for.
+        epsilon_norm: norm of what really moved, in the weights' own precision; None where it was not measured.
+        grad_cosine: cosine between the clean and the perturbed gradient; None where it was not measured.
+        asked_norm: norm of epsilon before it was rounded into the weights; None for weights of full precision.
     """
 
     usable: Tensor
-    epsilon_norm: Tensor
-    grad_cosine: Tensor
-    asked_norm: Tensor | None
-    rho: Length = math.nan
+    rho: Length
+    epsilon_norm: Tensor | None = None
+    grad_cosine: Tensor | None = None
+    asked_norm: Tensor | None = None
 
 
-def asked_norm_of(ascent: Ascent, params: list[Tensor]) -> Tensor | None:
-    """Return the norm of epsilon as asked for, where the weights are too coarse to take all of it."""
-    return global_norm(ascent.direction, params) * ascent.scale if _loses_bits(params) else None
+class NormObserver:
+    """Measures ||epsilon|| as it was asked for and as it was realised.
 
+    Args:
+        params: the parameters that move.
+    """
 
-def measure(
-    perturbation: Perturbation, params: list[Tensor], clean: list[Tensor] | None, h: list[Tensor], direction: Variant
-) -> tuple[Tensor, Tensor]:
-    """Come back; on the way measure ||epsilon|| as it was realised, and cos(g, h)."""
-    beside = list(chunks(params, *(contiguous_as(params, x) for x in ([h] if clean is None else [h, clean]))))
-    dtype = accumulation_dtype(params)
-    products: list[tuple[Tensor | float, ...]] = [()] * len(beside)  # of epsilon, g, g and h, h
+    def __init__(self, params: list[Tensor]) -> None:
+        self._params, self._dtype = params, accumulation_dtype(params)
+        self._asked_norm: Tensor | None = None
+        self._products: list[tuple[Tensor | float, ...]] = []  # the last chunk's first
 
-    def visit(number: int, owners: list[Tensor], w: list[Tensor], copies: list[Tensor]) -> None:
-        _, _, h_piece, *clean_piece = beside[number]
+    def applies(self, ascent: Ascent) -> None:
+        """Take the norm that was asked for, where the weights are too coarse to take all of epsilon."""
+        if loses_bits(self._params):
+            self._asked_norm = (global_norm(ascent.direction, self._params) * ascent.scale).abs()
+
+    def undoes(self, number: int, owners: list[Tensor], w: list[Tensor], copies: list[Tensor]) -> None:
+        """Take a chunk's part of the products; the weights in `w` become epsilon."""
         torch._foreach_sub_(w, copies)
-        epsilon_squared = g_squared = dot(w, w, dtype)
-        g = clean_piece[0] if clean_piece else w
-        if clean_piece or direction.recover_gradient_(owners, copies, w):
-            g_squared = dot(g, g, dtype)
-        products[number] = (epsilon_squared, g_squared, dot(g, h_piece, dtype), dot(h_piece, h_piece, dtype))
+        self._products.append(self._products_of(number, owners, w, copies))
 
-    perturbation.undo(visit)
-    epsilon_squared, gg, gh, hh = sums([list(column) for column in zip(*products, strict=True)], params)
-    return epsilon_squared.sqrt(), gh / (gg.sqrt() * hh.sqrt())
+    def result(self, usable: Tensor, rho: Length) -> Measurement:
+        """Return what was measured; to be called when the weights are back."""
+        columns = [list(column) for column in zip(*self._products[::-1], strict=True)]
+        squared_norm, *others = sums(columns, self._params)
+        return Measurement(usable, rho, squared_norm.sqrt(), self._cosine(others), self._asked_norm)
 
+    def _products_of(
+        self, number: int, owners: list[Tensor], epsilon: list[Tensor], copies: list[Tensor]
+    ) -> tuple[Tensor | float, ...]:
+        del number, owners, copies
+        return (dot(epsilon, epsilon, self._dtype),)
 
-def clean_copy(
-    params: list[Tensor], grads: list[Tensor], direction: Variant, rho: Length, *, needed: bool
-) -> list[Tensor] | None:
-    """Return a copy of g where it is needed or epsilon, as realised, cannot stand in for it: memory for a gradient."""
-    if direction.recovers_gradient and not needed and not _is_zero(rho) and not _loses_bits(params):
+    def _cosine(self, others: list[Tensor]) -> Tensor | None:
+        del others
         return None
-    return snapshot(grads)
 
 
-def _loses_bits(w: list[Tensor]) -> bool:
-    return any(p.dtype in HALF_PRECISION for p in w)
+class CosineObserver(NormObserver):
+    """Measures cos(g, h) too.
+
+    Args:
+        params: the parameters that move.
+        variant: says whether epsilon, as realised, can stand in for g.
+        perturbed: returns h; called when the weights begin to move back.
+        clean: g, a copy; None where epsilon stands in for it.
+    """
+
+    def __init__(
+        self,
+        params: list[Tensor],
+        variant: Variant,
+        perturbed: Callable[[], list[Tensor]],
+        clean: list[Tensor] | None,
+    ) -> None:
+        super().__init__(params)
+        self._variant, self._perturbed, self._clean = variant, perturbed, clean
+        self._beside: list[tuple[list[Tensor], ...]] = []
+
+    def _products_of(
+        self, number: int, owners: list[Tensor], epsilon: list[Tensor], copies: list[Tensor]
+    ) -> tuple[Tensor | float, ...]:
+        if not self._beside:
+            h = self._perturbed()
+            beside = [h] if self._clean is None else [h, self._clean]
+            self._beside = list(chunks(self._params, *[contiguous_as(self._params, x) for x in beside]))
+        _, _, h_chunk, *clean_chunk = self._beside[number]
+        epsilon_squared = g_squared = dot(epsilon, epsilon, self._dtype)
+        g = clean_chunk[0] if clean_chunk else epsilon
+        if clean_chunk or self._variant.recover_gradient_(owners, copies, epsilon):
+            g_squared = dot(g, g, self._dtype)
+        return epsilon_squared, g_squared, dot(g, h_chunk, self._dtype), dot(h_chunk, h_chunk, self._dtype)
+
+    def _cosine(self, others: list[Tensor]) -> Tensor | None:
+        gg, gh, hh = others
+        return gh / (gg.sqrt() * hh.sqrt())
 
 
-def _is_zero(rho: Length) -> bool:
-    """Return whether the radius is known to be zero without asking a device."""
-    return not isinstance(rho, Tensor) and rho == 0
+def clean_copy(params: list[Tensor], variant: Variant, rho: Length) -> list[Tensor] | None:
+    """Return a copy of g where epsilon, as realised, cannot stand in for it: memory for a gradient."""
+    known_zero = not isinstance(rho, Tensor) and rho == 0  # asks no device
+    if variant.recovers_gradient and not known_zero and not loses_bits(params):
+        return None
+    return snapshot(gradients(params))

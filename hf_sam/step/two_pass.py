@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is one sharpness-aware step? Climb, re-evaluate, come back. Start reading here."""
+"""One sharpness-aware step: climb, evaluate again, come back (Foret et al. 2021, algorithm 1). Start reading here."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing, mix_, renormalise_
-from hf_sam.step.measurement import Measurement, asked_norm_of, clean_copy, measure
-from hf_sam.step.perturbation import Perturbation, bring_back
+from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing, MixedGradient
+from hf_sam.step.measurement import CosineObserver, Measurement, clean_copy
+from hf_sam.step.perturbation import Perturbation
 from hf_sam.variants import Length, LengthOf, Variant
-from hf_sam.vectors.shards import is_dtensor, local_shard, same_kind
+from hf_sam.vectors.shards import Shards
 from hf_sam.vectors.stochastic_rounding import StochasticRounding
-from hf_sam.vectors.vectors import global_norm
+from hf_sam.vectors.vectors import gradients, same_kind
 
 Gradients = Sequence[Tensor | None]
 
@@ -22,97 +22,55 @@ Gradients = Sequence[Tensor | None]
 def two_pass_step(
     evaluate: Callable[[], object],
     params: list[Tensor],
-    direction: Variant,
+    variant: Variant,
     *,
     rho: Length | LengthOf,
     onto: Gradients | None = None,
-    comparable: bool = True,
     rounding: StochasticRounding | None = None,
     mixing: GradientMixing = UNMIXED,
     measured: bool = True,
 ) -> Measurement:
-    """Turn the clean gradient in `.grad` into the perturbed one: climb, re-evaluate, come back.
+    """Turn the clean gradient g in `.grad` into the perturbed one, h, and leave the weights at w, to the last bit.
+
+        epsilon = rho * g / ||g||;   h = grad L(w + epsilon);   back to w        (SAM; eq. 2 and 3 of the paper)
 
     Args:
         evaluate: runs forward and backward at the weights as they then are, adding to `.grad`.
         params: the trainable parameters; those without a gradient stay where they are. `Shards` where they are spread
             over processes (see `hf_sam.vectors.shards.as_shards`).
-        direction: which way to climb.
+        variant: which way to climb.
         rho: how far; a number, a 0-dim tensor, or what computes one from the gradient.
         onto: gradients of earlier micro-batches to which the perturbed gradient is added; None to start from nothing.
-        comparable: whether what `evaluate` adds to `onto` is h. It is not where `evaluate` ends by averaging the sum
-            over processes (DDP); then there is no cosine.
         rounding: how weights of 16 bits are rounded; to nearest by default.
         mixing: what else is made of h.
-        measured: whether epsilon and the cosine are measured on the way back; NaN where they are not.
+        measured: whether epsilon and the cosine are measured on the way back; None where they are not.
 
     Returns:
-        What was measured. `.grad` holds h, or `direction.combine(g, h)`, on top of `onto`.
+        What was measured. `.grad` holds h, or what `variant.combine` and `mixing` make of g and h, on top of `onto`.
+
+    Raises:
+        RuntimeError: if no parameter has a gradient.
+        NotImplementedError: for sparse gradients, and for gradients placed otherwise than their parameters.
     """
     onto = onto if onto is not None else [None] * len(params)
-    reached = [(p, earlier) for p, earlier in zip(params, onto, strict=True) if p.grad is not None]
-    moved = same_kind(params, [p for p, _ in reached])
-    _check_gradients(moved)
-    length = rho(moved, _gradients(moved)) if callable(rho) else rho
-    mixes = direction.combines or mixing.weight != 1
-    clean = clean_copy(moved, _gradients(moved), direction, length, needed=mixes) if mixes or measured else None
-    clean_norm = global_norm(_gradients(moved), moved) if mixing.renormalise else None
-    before = [None if earlier is None else local_shard(earlier).clone() for _, earlier in reached]
-    perturbation = Perturbation(moved)
-    try:
-        ascent = direction.ascend(moved, _gradients(moved), length)
-        usable, asked_norm = ascent.usable, asked_norm_of(ascent, moved) if measured else None
-        perturbation.apply(ascent, rounding)
-        del ascent
-        set_gradients(params, onto)  # drops the clean gradient: from here on the copy of w is all that is extra
-        torch.clear_autocast_cache()  # a context around both passes would keep casts of the weights as they were
-        evaluate()
-        h = list(map(_added, moved, before))
-        epsilon_norm, grad_cosine = (
-            measure(perturbation, moved, clean, h, direction) if measured else _only_back(perturbation, usable)
-        )
-    finally:
-        bring_back(perturbation)
-        torch.clear_autocast_cache()
-    if direction.combines or mixing.changes:
-        _put(moved, before, _finished(moved, h, clean, clean_norm, direction, mixing))
-    return Measurement(usable, epsilon_norm, grad_cosine if comparable else grad_cosine * torch.nan, asked_norm, length)
+    moved = _with_gradient(params)
+    radius = rho(moved, gradients(moved)) if callable(rho) else rho
+    mixed = MixedGradient(moved, variant, mixing) if variant.combines or mixing != UNMIXED else None
+    added = _AddedGradient(params, onto) if measured or mixed else None
+    observer = None
+    if measured and added:
+        clean = (mixed and mixed.clean) or clean_copy(moved, variant, radius)
+        observer = CosineObserver(moved, variant, added.read, clean)
 
+    with Perturbation(moved, rounding, observer) as perturbation:
+        usable = perturbation.apply(variant.ascend(moved, gradients(moved), radius))  # w + epsilon
+        set_gradients(params, onto)  # drops g: from here on the copy of w is all that is extra
+        evaluate()  # h
+        perturbation.undo()  # w
 
-def _only_back(perturbation: Perturbation, usable: Tensor) -> tuple[Tensor, Tensor]:
-    # Here and not only at the end, where a Ctrl-C between two lines would be the last one that is noticed.
-    perturbation.undo()
-    return usable * torch.nan, usable * torch.nan
-
-
-def _gradients(params: list[Tensor]) -> list[Tensor]:
-    return [local_shard(p.grad) for p in params if p.grad is not None]
-
-
-def _finished(
-    params: list[Tensor],
-    h: list[Tensor],
-    clean: list[Tensor] | None,
-    clean_norm: Tensor | None,
-    direction: Variant,
-    mixing: GradientMixing,
-) -> list[Tensor]:
-    """Return what the optimizer is to see instead of h, whose memory may be used."""
-    if direction.combines and clean is not None:
-        h = direction.combine(clean, h)
-    if mixing.weight != 1 and clean is not None:
-        mix_(h, clean, mixing.weight)
-    if clean_norm is not None:
-        renormalise_(h, clean_norm, params)
-    return h
-
-
-def _put(params: list[Tensor], before: list[Tensor | None], grads: list[Tensor]) -> None:
-    """Write what this process holds of the gradients, on top of those of earlier micro-batches."""
-    for p, earlier, grad in zip(params, before, grads, strict=True):
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        local_shard(p.grad).copy_(grad if earlier is None else earlier.add_(grad))
+    if mixed and added:
+        added.write(mixed.of(added.read()))
+    return Measurement(usable, radius) if observer is None else observer.result(usable, radius)
 
 
 def set_gradients(params: list[Tensor], grads: Gradients) -> None:
@@ -121,17 +79,42 @@ def set_gradients(params: list[Tensor], grads: Gradients) -> None:
         p.grad = grad
 
 
-def _added(p: Tensor, before: Tensor | None) -> Tensor:
-    """Return what the descent pass added to `p.grad`; zeros if it never reached p."""
-    if p.grad is None:
-        return torch.zeros_like(local_shard(p))
-    return local_shard(p.grad) if before is None else local_shard(p.grad) - before
+class _AddedGradient:
+    """What a pass adds to `.grad` on top of earlier gradients: h, read and written where it stands.
+
+    Args:
+        params: the trainable parameters; those with a gradient are the ones that move.
+        onto: their gradients from before the pass, or None; copied here, as the pass adds to them in place.
+    """
+
+    def __init__(self, params: list[Tensor], onto: Gradients) -> None:
+        pairs = [(p, earlier) for p, earlier in zip(params, onto, strict=True) if p.grad is not None]
+        self._params = same_kind(params, [p for p, _ in pairs])
+        self._earlier = [None if earlier is None else self._local([earlier])[0].clone() for _, earlier in pairs]
+
+    def read(self) -> list[Tensor]:
+        """Return h; zeros for parameters that the pass did not reach."""
+        grads = self._local([torch.zeros_like(p) if p.grad is None else p.grad for p in self._params])
+        pairs = zip(grads, self._earlier, strict=True)
+        return [grad if earlier is None else grad - earlier for grad, earlier in pairs]
+
+    def write(self, grads: list[Tensor]) -> None:
+        """Write what takes the place of h, on top of the earlier gradients."""
+        for p, earlier, grad in zip(self._params, self._earlier, grads, strict=True):
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            self._local([p.grad])[0].copy_(grad if earlier is None else earlier.add_(grad))
+
+    def _local(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return the parts of these tensors on this process."""
+        return self._params.local(tensors) if isinstance(self._params, Shards) else tensors
 
 
-def _check_gradients(params: list[Tensor]) -> None:
-    if not params:
+def _with_gradient(params: list[Tensor]) -> list[Tensor]:
+    """Return the parameters that move: those with a gradient."""
+    moved = same_kind(params, [p for p in params if p.grad is not None])
+    if not moved:
         raise RuntimeError("No parameter received a gradient: does the loss depend on the parameters given?")
-    if any(p.grad is not None and is_dtensor(p.grad) and p.grad.placements != p.placements for p in params):  # type: ignore[attr-defined]
-        raise NotImplementedError("Gradients placed otherwise than their parameters (tensor parallelism).")
-    if any(grad.layout != torch.strided for grad in _gradients(params)):
+    if {grad.layout for grad in gradients(moved)} != {torch.strided}:
         raise NotImplementedError("Sparse gradients are not supported: build the embedding with sparse=False.")
+    return moved

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do SAM's settings travel with `TrainingArguments`: to the command line, the trackers and a search?"""
+"""SAM's settings beside `TrainingArguments`, where the command line, the trackers and a search find them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_sam.config.sam_config import SAMConfig
+
+FIELDS = tuple(f.name for f in fields(SAMConfig))
+"""The names of SAM's settings."""
 
 
 @dataclass(repr=False)  # TrainingArguments' own hides the tokens
@@ -48,7 +51,7 @@ def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
 
 def config_of(args: SAMConfig) -> SAMConfig:
     """Return SAM's settings out of `args`, checked again: a hyperparameter search writes into it."""
-    return SAMConfig(**{f.name: getattr(args, f.name) for f in fields(SAMConfig)})
+    return SAMConfig(**{name: getattr(args, name) for name in FIELDS})
 
 
 def with_sam_fields(args: TrainingArguments, config: SAMConfig) -> TrainingArguments:
@@ -62,8 +65,8 @@ def with_sam_fields(args: TrainingArguments, config: SAMConfig) -> TrainingArgum
     base: Any = type(args)
     extended = copy.copy(args)
     extended.__class__ = _extended(base)
-    for f in fields(SAMConfig):
-        setattr(extended, f.name, getattr(config, f.name))
+    for name in FIELDS:
+        setattr(extended, name, getattr(config, name))
     return extended
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What did the steps since the last log measure, without asking the device at every step?"""
+"""What the steps since the last log measured, summed up without asking the device at every step."""
 
 from __future__ import annotations
 
+import logging
+import math
 import statistics
 
 import torch
@@ -11,11 +13,24 @@ from torch import Tensor
 from hf_sam.step.measurement import Measurement
 from hf_sam.variants import Length
 
+logger = logging.getLogger(__name__)
+
 SAMPLES = 10
 """Steps from one log to the next at which epsilon and the cosine are measured: a few passes over the weights each."""
 UNLOGGED = 50
 """Steps from one measurement to the next where nothing is logged, for the warning about weights of 16 bits."""
 MEASURED = ("sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine")
+ROUNDED_AWAY = (
+    "The weights are stored in 16 bits, which rounds much of a small perturbation away: a norm of %.3g was asked for, "
+    "%.3g was realised (ratio %.2f). Load the model with dtype=torch.float32 and train with bf16=True or fp16=True, "
+    "which keeps the weights in 32 bits; or set sam_rounding='stochastic', which is right on average, with noise."
+)
+MOSTLY_NOISE = (
+    "The weights are stored in 16 bits, and stochastic rounding drowns the perturbation in noise: a norm of %.3g was "
+    "asked for, %.3g was realised (cosine about %.2f). Take a larger rho, or load the model with dtype=torch.float32 "
+    "and train with bf16=True or fp16=True, which keeps the weights in 32 bits."
+)
+LEAST_COSINE = 0.1
 
 
 class Sampler:
@@ -67,21 +82,22 @@ class Averages:
         self._rhos: list[Length] = []
         self._sums: Tensor | None = None  # of MEASURED, of what of them counted, of usable descents and of descents
 
-    def add(self, report: Measurement, rise: Tensor, rho: Length, *, ends_window: bool) -> None:
-        """Take in one descent.
+    def add(self, measurement: Measurement, rise: Tensor | None, *, ends_window: bool) -> None:
+        """Take in one perturbation.
 
         Args:
-            report: what the descent measured.
-            rise: 0-dim tensor, L(w + epsilon) - L(w) over the micro-batches of this descent.
-            rho: the radius asked for; a 0-dim tensor is read when the logs are written.
+            measurement: what it measured.
+            rise: 0-dim tensor, L(w + epsilon) - L(w) over its micro-batches; None where the clean loss is not known.
             ends_window: whether the optimizer steps next.
         """
-        values = torch.stack([v.detach().float() for v in (rise, report.epsilon_norm, report.grad_cosine)])
-        counts = report.usable & torch.isfinite(values)
-        usable = report.usable.float()
+        usable = measurement.usable.float()
+        unknown = usable * math.nan
+        known = (rise, measurement.epsilon_norm, measurement.grad_cosine)
+        values = torch.stack([unknown if value is None else value.detach().float() for value in known])
+        counts = measurement.usable & torch.isfinite(values)
         sums = torch.cat([torch.where(counts, values, 0.0), counts.float(), torch.stack([usable, usable.new_ones(())])])
         self._sums = sums if self._sums is None else self._sums + sums
-        self._rhos.append(rho)
+        self._rhos.append(measurement.rho)
         self._windows += ends_window
 
     def count_step(self, *, perturbed: bool) -> None:
@@ -116,3 +132,25 @@ class Averages:
 
     def _share_perturbed(self) -> dict[str, float]:
         return {"sam/perturbed": self._perturbed / self._steps} if self._gated and self._steps else {}
+
+
+def tell_realised_norm(measurement: Measurement, rounding: str, told: set[str]) -> None:
+    """Say once how much of epsilon survives in 16-bit weights; the only place that waits for the device.
+
+    Args:
+        measurement: of a perturbation.
+        rounding: the setting `sam_rounding`.
+        told: which warnings have been given; "rounding" is added.
+    """
+    if measurement.asked_norm is None or measurement.epsilon_norm is None or "rounding" in told:
+        return
+    if not measurement.usable:
+        return
+    asked, realised = measurement.asked_norm.item(), measurement.epsilon_norm.item()
+    if not asked > 0:
+        return
+    told.add("rounding")
+    if rounding == "nearest":
+        logger.warning(ROUNDED_AWAY, asked, realised, realised / asked)
+    elif asked < LEAST_COSINE * realised:  # on average the asked-for epsilon is in it whole; the rest is noise
+        logger.warning(MOSTLY_NOISE, asked, realised, asked / realised)

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be remembered of the micro-batches of one perturbation to run them again exactly?"""
+"""The micro-batches of an optimizer step: what has to be remembered to run them again exactly, and counted once."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hf_sam.engines.gradient_sync import GradientSync, Mode
-from hf_sam.step.replay import BufferState, RandomState, devices_of
+from hf_sam.engines.gradient_sync import Mode
+from hf_sam.step.replay import BufferState, RandomState
+from hf_sam.trainer.step_planner import StepPlan
 
 
 @dataclass
@@ -31,57 +32,58 @@ class MicroBatch:
     sync_mode: Mode = ()
     clean_loss: Tensor = field(init=False, repr=False)
 
-    def fresh_inputs(self) -> Mapping[str, Any]:
-        """Return a shallow copy of the inputs: a `compute_loss` that pops its labels must find them again."""
-        return copy.copy(self.inputs)
-
 
 @dataclass
 class Window:
-    """The micro-batches that share one perturbation.
+    """One optimizer step on this process while it is open: its plan and its micro-batches so far.
 
-    Holding them costs no memory: the Trainer keeps them alive until the optimizer steps anyway.
+    Holding micro-batches costs no memory: the Trainer keeps them alive until the optimizer steps anyway.
+
+    Attributes:
+        model: as the training step gets it.
+        plan: of the step.
+        params: the trained parameters.
+        micro_batches: those that share the perturbation that is open now.
+        buffers: of the model, as the first of these found them.
+        losses: of all micro-batches so far.
+        rises: of all descents so far.
+        descents: how many perturbations there were.
+        ends: whether the micro-batch at hand is the last one. The engine's own flag changes inside of a pass.
     """
 
     model: nn.Module
+    plan: StepPlan
+    params: list[Tensor]
     micro_batches: list[MicroBatch] = field(default_factory=list)
-    sync: GradientSync = field(default_factory=lambda: GradientSync(nn.Identity()))
-    buffers: BufferState = field(init=False)
+    buffers: BufferState | None = None
+    losses: list[Tensor] = field(default_factory=list)
+    rises: list[Tensor] = field(default_factory=list)
+    descents: int = 0
+    ends: bool = False
 
-    def __post_init__(self) -> None:
-        """Capture the buffers as the first micro-batch will find them."""
-        self.buffers = BufferState(self.model)
 
-    def random_state(self) -> RandomState:
-        """Capture the random streams this model's forward pass may draw from."""
-        return RandomState(devices_of(self.model.parameters()))
+COUNTERS = (
+    *("_metrics", "_total_train_tokens", "_stored_metrics"),  # TRL; the last one in CPO, ORPO, TPO and older versions
+    "accum_loss_components",  # sentence-transformers, for losses of several parts
+)
+"""Where trainers keep what they count in `compute_loss`."""
 
-    def replay(self, run: Callable[[MicroBatch], Tensor], *, first_run: bool = False) -> Tensor:
-        """Run every micro-batch again as it was run the first time, and leave no other trace than gradients.
 
-        Random streams and buffers start where the first pass started and end where the first pass ended, also when
-        `run` raises; gradients are reduced over processes where the Trainer would have reduced them.
+@contextmanager
+def counted_once(trainer: Any, names: Iterable[str]) -> Iterator[None]:
+    """Undo whatever happens to the named attributes inside, also when something is raised.
 
-        Args:
-            run: forward and backward of one micro-batch; returns its loss.
-            first_run: whether the micro-batches were not run before, only noted: then the random streams go on from one
-                to the next and end where this leaves them, as the Trainer's would.
+    Inside, they are copies; afterwards they are the objects they were, for whoever else holds them.
 
-        Returns:
-            The rise of the loss, summed over the micro-batches (0-dim, detached).
-        """
-        random_state, buffers, sync_mode = self.random_state(), BufferState(self.model), self.sync.mode()
-        self.buffers.restore()
-        rises = []
-        try:
-            for number, micro_batch in enumerate(self.micro_batches):
-                if not (first_run and number):
-                    micro_batch.random_state.restore()
-                self.sync.set_mode(micro_batch.sync_mode)
-                rises.append(run(micro_batch).detach() - micro_batch.clean_loss)
-        finally:
-            if not first_run:
-                random_state.restore()
-            buffers.restore()
-            self.sync.set_mode(sync_mode)
-        return torch.stack(rises).sum()
+    Args:
+        trainer: whose attributes are kept.
+        names: those it does not have are passed over.
+    """
+    kept = {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
+    try:
+        for name, value in kept.items():
+            setattr(trainer, name, copy.deepcopy(value))
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(trainer, name, value)

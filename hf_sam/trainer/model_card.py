@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does a model card say about how the model was trained?"""
+"""The section of a model card that says how the model was trained."""
 
 from __future__ import annotations
 
 import inspect
 import json
 import re
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import ModelCard
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.variants import VARIANTS
-
-# The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
-if TYPE_CHECKING:
-    from transformers import Trainer as SomeTrainer
-else:
-    SomeTrainer = object
 
 SHOWN = ("rho", "sam_variant", "sam_variant_kwargs", "sam_scope")
 """Settings with a line of their own; the others have one where they are not at their default."""
@@ -77,37 +72,43 @@ def with_tag(tags: str | list[str] | None) -> list[str]:
     return tags if TAG in tags else [*tags, TAG]
 
 
-class WritesModelCard(SomeTrainer):
-    """A mixin for a Trainer whose model cards say how SAM was used."""
+def signing_saved_card(trainer: Any, output_dir: str | None, save: Callable[[], None]) -> None:
+    """Call `save`; sign the card that some models (sentence-transformers, PEFT) write beside their weights.
 
-    @property
-    def sam_config(self) -> SAMConfig:
-        """The settings in force; the trainer's."""
-        raise NotImplementedError
+    Args:
+        trainer: whose settings the card is to name.
+        output_dir: where it saves to; None for the training arguments'.
+        save: the Trainer's own saving.
+    """
+    path = Path(output_dir if output_dir is not None else trainer.args.output_dir) / "README.md"
+    before = _version(path)
+    save()
+    if trainer.sam_config.sam_variant != PLAIN and _version(path) not in (before, None):  # else it is the user's
+        card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+        data: Any = card.data
+        data.tags = with_tag(data.tags)
+        path.write_text(with_section(str(card), trainer.sam_config), encoding="utf-8")
 
-    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Save as the Trainer does; sign the card that some models (sentence-transformers, PEFT) write beside it."""
-        path = Path(output_dir if output_dir is not None else self.args.output_dir) / "README.md"
-        before = _version(path)
-        super()._save(output_dir, *args, **kwargs)
-        if self.sam_config.sam_variant != PLAIN and _version(path) not in (before, None):  # else it is the user's
-            card = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-            data: Any = card.data
-            data.tags = with_tag(data.tags)
-            path.write_text(with_section(str(card), self.sam_config), encoding="utf-8")
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the Trainer's model card with the tag, SAM's settings and the citation."""
-        config = self.sam_config
-        if config.sam_variant == PLAIN:
-            super().create_model_card(*args, **kwargs)
-            return
-        call = inspect.signature(super().create_model_card).bind(*args, **kwargs)
-        call.arguments["tags"] = with_tag(call.arguments.get("tags"))
-        super().create_model_card(*call.args, **call.kwargs)
-        path = Path(self.args.output_dir) / "README.md"
-        if self.is_world_process_zero() and path.is_file():
-            path.write_text(with_section(path.read_text(encoding="utf-8"), config), encoding="utf-8")
+def write_card(trainer: Any, create: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Write the Trainer's model card with the tag, SAM's settings and the citation.
+
+    Args:
+        trainer: whose card it is.
+        create: the Trainer's own `create_model_card`.
+        args: for `create`.
+        kwargs: likewise.
+    """
+    config = trainer.sam_config
+    if config.sam_variant == PLAIN:
+        create(*args, **kwargs)
+        return
+    call = inspect.signature(create).bind(*args, **kwargs)
+    call.arguments["tags"] = with_tag(call.arguments.get("tags"))
+    create(*call.args, **call.kwargs)
+    path = Path(trainer.args.output_dir) / "README.md"
+    if trainer.is_world_process_zero() and path.is_file():
+        path.write_text(with_section(path.read_text(encoding="utf-8"), config), encoding="utf-8")
 
 
 def _version(path: Path) -> tuple[int, int] | None:

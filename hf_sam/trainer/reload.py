@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do the weights of a checkpoint really come back?
+"""Checkpoints of models whose tensors are renamed on the way to the file.
 
 transformers 5 gives some models (ViT is one) other tensor names in memory than in their files, and renames in
 `save_pretrained` and `from_pretrained`. The Trainer's own loading (resume, best model at the end) does not rename: it
@@ -9,37 +9,11 @@ warns of missing keys and goes on with the weights it has. Here such a checkpoin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedModel
-
-# The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
-if TYPE_CHECKING:
-    from transformers import Trainer as SomeTrainer
-else:
-    SomeTrainer = object
-
-
-class ReloadsRenamedTensors(SomeTrainer):
-    """A mixin for a Trainer that also resumes models whose tensors are renamed on the way to the file."""
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any, **named: Any) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, *model, **named)  # sentence-transformers' takes no model
-        if self.is_fsdp_enabled:
-            return  # accelerate has loaded its own files, which have the names in memory
-        given = model[0] if model else named.get("model")
-        load_renamed(self.model if given is None else given, Path(resume_from_checkpoint))
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if not self.is_fsdp_enabled:
-            load_renamed(self.model, Path(self.state.best_model_checkpoint))
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        if not isinstance(self.model, PreTrainedModel):
-            super()._issue_warnings_after_load(load_result)  # else load_renamed is strict, a warning would be wrong
 
 
 def load_renamed(model: Any, checkpoint: Path) -> None:

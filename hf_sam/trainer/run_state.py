@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What belongs to one run of a Trainer: the parts in force, the open window, what was measured?"""
+"""What SAM keeps between two calls of `training_step`: one object on the trainer, `trainer._sam`."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
-from typing import TYPE_CHECKING
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from hf_sam.config.sam_config import SAMConfig
-from hf_sam.engines.deepspeed import parameters_of
-from hf_sam.engines.gradient_sync import GradientSync
+from hf_sam.config.sam_config import PLAIN, SAMConfig
+from hf_sam.engines import Engine, engine_for
 from hf_sam.parameters.choose import chosen
 from hf_sam.radius.auto import PASSES, PLAIN_PASSES
 from hf_sam.radius.schedules import AUTO
+from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing
 from hf_sam.step_context import StepContext
+from hf_sam.trainer.arguments import FIELDS, config_of
 from hf_sam.trainer.logs import Averages, Sampler
 from hf_sam.trainer.micro_batches import Window
-from hf_sam.trainer.step_planner import StepPlan, StepPlanner
-from hf_sam.variants import Length
+from hf_sam.trainer.step_planner import StepPlanner, mean_over_processes
+from hf_sam.variants import Regulariser
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
+from hf_sam.vectors.vectors import gradients
 
 logger = logging.getLogger(__name__)
 
@@ -28,118 +32,146 @@ NOTHING_PERTURBED = (
     "`SAMConfig(rho='auto')` perturbs from the end of epoch %d, with its whole length from that of epoch %d; "
     "this run has %s and is plain training. Give a number, such as rho=0.05, to perturb from the start."
 )
-NOBODY_KNOWS = "data of unknown length, which are an epoch until they are repeated,"
-
-# The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
-if TYPE_CHECKING:
-    from transformers import Trainer as SomeTrainer
-else:
-    SomeTrainer = object
+UNKNOWN_LENGTH = "data of unknown length, which are an epoch until they are repeated,"
 
 
-class BelongsToARun(SomeTrainer):
-    """A mixin for a Trainer that keeps what one call of `train` needs."""
+class RunState:
+    """The state of one run. A trainer has one from its construction; each `train()` begins a new one.
 
-    in_descent_pass: bool = False
-    counts_examples: bool = True
+    Attributes:
+        config: the settings in force; those of plain training before the first step.
+        planner: what a step does; None before the first step, and with sam_variant="none".
+        engine: how two passes run on the model.
+        mixing: what is made of the perturbed gradient.
+        window: the optimizer step that is open; None between two.
+        averages: what the logs are made of.
+        sampler: which steps are measured.
+        in_descent_pass: whether the second pass runs.
+        counts_examples: whether the pass that runs is the one that counts each example.
+        told: which warnings have been given.
+    """
 
-    @property
-    def sam_config(self) -> SAMConfig:
-        """The settings in force; the trainer's."""
-        raise NotImplementedError
-
-    def _forget_run(self) -> None:
-        """Drop what belongs to one run: what the parts remember, the open window, the averages."""
-        self._policy: StepPlanner | None = None
-        self._sync: GradientSync | None = None
+    def __init__(self) -> None:
+        self.config = SAMConfig(sam_variant=PLAIN)
+        self.planner: StepPlanner | None = None
+        self.engine: Engine | None = None
+        self.mixing = UNMIXED
+        self.window: Window | None = None
+        self.averages, self.sampler = Averages(), Sampler()
+        self.in_descent_pass, self.counts_examples = False, True
+        self.told: set[str] = set()
+        self.field_values: list[Any] = []  # of the arguments, when the settings were read
+        self.candidates: list[Tensor] = []  # what may be trained
+        self.group_sizes: list[int] = []  # of the optimizer, when the candidates were listed
         self._chosen: set[int] | None = None
-        self._averages, self._sampler = Averages(), Sampler()
-        self._told_realised_norm = self._told_portion = False
-        self._optimizer_checks = 0
-        self._forget_window()
+        self.optimizer_checks = 0
 
-    def _forget_window(self) -> None:
-        """Drop what belongs to one optimizer step."""
-        self._plan: StepPlan | None = None
-        self._window: Window | None = None
-        self._descents = 0
-        self._ends_window = False  # whether this is its last micro-batch; the engines' own flag changes inside a pass
-        self._losses: list[Tensor] = []  # of the micro-batches so far
-        self._rises: list[Tensor] = []  # of the descents so far
-        self.in_descent_pass, self.counts_examples = False, True  # Ctrl-C may land beside the `finally` that does it
+    def forget_window(self) -> None:
+        """Drop what belongs to one optimizer step, also where Ctrl-C has kept a `finally` from doing so."""
+        self.window, self.in_descent_pass, self.counts_examples = None, False, True
 
-    def _sam_policy(self, config: SAMConfig) -> StepPlanner:
-        """Return the parts that `config` names, made at the first step; a callback may change settings later."""
-        if self._policy is None:
-            self._policy, is_new = StepPlanner(config), True
-        elif self._policy.config == config:
-            return self._policy
+    def read_settings(self, trainer: Any) -> SAMConfig:
+        """Take the settings out of the trainer's arguments, checked; a callback or a search may have changed them.
+
+        Raises:
+            ValueError: if one is out of range, or two do not go together.
+            TypeError: if one is of the wrong type.
+        """
+        self.config = config_of(trainer.args)
+        self.field_values = copy.deepcopy([getattr(trainer.args, name) for name in FIELDS])
+        mixing = GradientMixing(self.config.sam_sharpness_weight, self.config.sam_renormalise)
+        self.mixing = mixing if mixing.changes else UNMIXED
+        if self.config.sam_variant != PLAIN:
+            self.planner_for(trainer, self.config)
+        return self.config
+
+    def planner_for(self, trainer: Any, config: SAMConfig) -> StepPlanner:
+        """Return the parts that `config` names; what they remember goes on where the settings change in a run."""
+        if self.planner is None:
+            self.planner, is_new = StepPlanner(config), True
+        elif self.planner.config == config:
+            return self.planner
         else:
-            self._plan, self._chosen = None, None
-            is_new = self._policy.follow(config)
+            self.window, self._chosen = None, None
+            is_new = self.planner.follow(config)
         if is_new:
-            self._warn_of_few_epochs(config)
-            self._policy.direction.prepare(self.model.named_parameters())
-            self._policy.direction.prepare_model(self.model)
-        return self._policy
+            _warn_of_few_epochs(trainer, config)
+            self.planner.variant.prepare(trainer.model.named_parameters())
+            self.planner.variant.prepare_model(trainer.model)
+        return self.planner
 
-    def _warn_of_few_epochs(self, config: SAMConfig) -> None:
-        epochs = self.state.num_train_epochs
-        if config.rho == AUTO and (1 <= epochs <= PLAIN_PASSES or epochs == sys.maxsize):
-            has = NOBODY_KNOWS if epochs == sys.maxsize else epochs
-            logger.warning(NOTHING_PERTURBED, PLAIN_PASSES, PASSES, has)
+    def list_parameters(self, trainer: Any, model: nn.Module) -> None:
+        """List what may be trained, and find the model's engine: at the first step, and when one of them is another.
 
-    def _step_context(self) -> StepContext:
-        """Return where in the run the coming optimizer step is."""
-        groups = getattr(self.optimizer, "param_groups", None) or [{}]
-        lr = float(groups[0].get("lr") or 0.0)
-        steps = self.state.max_steps
-        return StepContext(
-            step=self.state.global_step,
-            steps=steps,
-            warmup_steps=self.args.get_warmup_steps(steps),
-            lr=lr,
-            peak_lr=float(groups[0].get("initial_lr") or lr),
-            seed=self.args.seed,
-            optimizer=self.optimizer,
-            passes=float(self.state.epoch or 0.0),
-        )
+        The engine is new where auto_find_batch_size has wrapped the model again. The list holds the model's parameters,
+        and those that only the optimizer knows (a loss with weights of its own).
+        """
+        if self.engine is None or self.engine.model is not model:
+            self.engine = engine_for(model, trainer.optimizer, trainer.accelerator)
+        self.candidates = self.engine.parameters(trainer.optimizer)
+        self.group_sizes = group_sizes(trainer.optimizer)
 
-    def _gradient_sync(self, model: nn.Module) -> GradientSync:
-        """Return the switches of the model's engine."""
-        if self._sync is None or self._sync.model is not model:  # auto_find_batch_size wraps the model again
-            self._sync = GradientSync(model, self.accelerator.gradient_state)
-        return self._sync
-
-    def _sam_parameters(self, model: nn.Module) -> list[Tensor]:
-        """Return what is trained: the model, and what only the optimizer knows (a loss with weights of its own)."""
-        every = parameters_of(model, self.optimizer)
-        return list({id(p): p for p in every if p.requires_grad}.values())
-
-    def _sam_chosen(self, config: SAMConfig, params: list[Tensor]) -> list[Tensor]:
-        """Return those of the trained parameters that the filter lets move."""
-        if config.sam_parameters == "all":
+    def moved_parameters(self, trainer: Any, params: list[Tensor]) -> list[Tensor]:
+        """Return those of the trained parameters that `sam_parameters` lets move."""
+        if self.config.sam_parameters == "all":
             return params
         if self._chosen is None:
-            self._chosen = {id(p) for p in chosen(self.model, config.sam_parameters).values()}
+            self._chosen = {id(p) for p in chosen(trainer.model, self.config.sam_parameters).values()}
         return [p for p in params if id(p) in self._chosen]
 
-    def _check_optimizer(self, model: nn.Module, policy: StepPlanner) -> None:
-        """Let the direction refuse an optimizer before the run has cost anything, and when it first shows its state."""
-        if self._optimizer_checks < 2:
-            policy.direction.check_optimizer(self.optimizer, self._sam_parameters(model))
-            self._optimizer_checks += 1
+    def context(self, trainer: Any) -> StepContext:
+        """Return where in the run the coming optimizer step is."""
+        groups = getattr(trainer.optimizer, "param_groups", None) or [{}]
+        lr = float(groups[0].get("lr") or 0.0)
+        steps = trainer.state.max_steps
+        return StepContext(
+            step=trainer.state.global_step,
+            steps=steps,
+            warmup_steps=trainer.args.get_warmup_steps(steps),
+            lr=lr,
+            peak_lr=float(groups[0].get("initial_lr") or lr),
+            seed=trainer.args.seed,
+            optimizer=trainer.optimizer,
+            passes=float(trainer.state.epoch or 0.0),
+        )
 
-    def _loss_scale(self, policy: StepPlanner) -> Length:
-        """Return what gradients are multiplied by now; asked for only where it matters, as it waits for the device."""
-        scaler = getattr(self.accelerator, "scaler", None)
-        return scaler.get_scale() if scaler is not None and policy.needs_loss_scale else 1.0
+    def check_optimizer(self, trainer: Any, params: list[Tensor]) -> None:
+        """Let the variant refuse an optimizer before the run has cost anything, and when it first shows its state."""
+        if self.planner is not None:
+            self.planner.variant.check_optimizer(trainer.optimizer, params)
+            self.optimizer_checks += 1
 
-    def _sam_rounding(self, config: SAMConfig) -> StochasticRounding | None:
-        """Return how to round this descent; seeded by where it is in the run, so that a resume needs no state for it.
+    def rounding(self, trainer: Any) -> StochasticRounding:
+        """Return how to round a perturbation by chance; its place in the run is the seed, so a resume needs no state.
 
         Every process has the same seed: those that hold the same weights perturb them alike.
         """
-        if config.sam_rounding != "stochastic":
-            return None
-        return StochasticRounding(seed_from(self.args.seed, self.state.global_step, self._descents))
+        descents = self.window.descents if self.window is not None else 0
+        return StochasticRounding(seed_from(trainer.args.seed, trainer.state.global_step, descents))
+
+    def end_step(self, trainer: Any) -> None:
+        """Let the variant and the radius do what they do once per optimizer step, after its last pass."""
+        planner, window, engine = self.planner, self.window, self.engine
+        if planner is None or window is None or engine is None:
+            return
+        if window.plan.passes == "reuse":
+            reached = engine.as_shards([p for p in window.params if p.grad is not None])
+            planner.variant.reuse_(reached, gradients(reached))
+        elif isinstance(planner.variant, Regulariser):
+            planner.variant.adjust_(window.plan.rho, window.plan.context)
+        if planner.radius.needs_loss:
+            seen = torch.stack([torch.stack(part).sum() for part in (window.losses, window.rises) if part])
+            loss, *rise = mean_over_processes(seen) if trainer.args.world_size > 1 else seen
+            planner.radius.observe(loss, rise[0] if rise else None)
+
+
+def group_sizes(optimizer: Any) -> list[int]:
+    """Return how many parameters each group of an optimizer has; another answer says that one was added."""
+    return [len(group["params"]) for group in getattr(optimizer, "param_groups", None) or []]
+
+
+def _warn_of_few_epochs(trainer: Any, config: SAMConfig) -> None:
+    epochs = trainer.state.num_train_epochs
+    if config.rho == AUTO and (1 <= epochs <= PLAIN_PASSES or epochs == sys.maxsize):
+        has = UNKNOWN_LENGTH if epochs == sys.maxsize else epochs
+        logger.warning(NOTHING_PERTURBED, PLAIN_PASSES, PASSES, has)

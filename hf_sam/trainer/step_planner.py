@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does this step do: perturb or not, in which direction, how far?"""
+"""The plan of an optimizer step: whether it perturbs, along which variant, how far."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 
 from hf_sam.config.sam_config import SAMConfig, gate_of, radius_of, variant_of
 from hf_sam.gate import make_test
-from hf_sam.radius.schedules import AUTO
+from hf_sam.radius.schedules import AUTO, Constant
 from hf_sam.step_context import StepContext
 from hf_sam.variants import Length, LengthOf
 
-PARTS = ("direction", "radius", "gate")
+PARTS = ("variant", "radius", "gate")
 
 
 class StepPlan(NamedTuple):
     """What one optimizer step does, decided before its first pass.
 
     Attributes:
-        passes: "two"; "one" at weights perturbed beforehand; "plain"; or "reuse": plain, and then the direction changes
+        passes: "two"; "one" at weights perturbed beforehand; "plain"; or "reuse": plain, and then the variant changes
             the gradient by what it remembers.
         rho: the radius, or a regulariser's strength.
         context: where in the run the step is.
@@ -30,11 +30,6 @@ class StepPlan(NamedTuple):
     passes: Literal["two", "one", "plain", "reuse"]
     rho: Length
     context: StepContext
-
-    @property
-    def perturbs(self) -> bool:
-        """Whether some pass is at other weights."""
-        return self.passes in ("one", "two")
 
 
 class StepPlanner:
@@ -45,27 +40,30 @@ class StepPlanner:
 
     Attributes:
         config: the settings.
-        direction: which way.
+        variant: which way.
         radius: how far.
         gate: which steps.
         test: what decides after the clean pass, or None.
+        every_step: the plan of every step, where all are alike; None where it depends on the step.
+        needs_loss_scale: whether the scale of the loss makes a difference; to ask for it waits for the device.
     """
 
     def __init__(self, config: SAMConfig) -> None:
         self.config = config
-        self.direction = variant_of(config)
+        self.variant = variant_of(config)
         self.radius = radius_of(config)
-        self.gate = gate_of(config, self.direction)
+        self.gate = gate_of(config, self.variant)
         self.test = make_test(
             config.sam_gate, config.sam_gate_kwargs if isinstance(config.sam_gate_kwargs, dict) else None
         )
         self._asked_zero = config.rho != AUTO and config.rho == 0
+        self._conclude()
 
     def follow(self, config: SAMConfig) -> bool:
         """Take over settings that were changed in the middle of a run; parts that these do not concern go on.
 
         Returns:
-            Whether the direction is a new one.
+            Whether the variant is a new one.
         """
         old, self.config = self.config, config
         new = StepPlanner(config)
@@ -76,16 +74,20 @@ class StepPlanner:
         self.gate = new.gate
         turned = (old.sam_variant, old.sam_variant_kwargs) != (config.sam_variant, config.sam_variant_kwargs)
         if turned:
-            self.direction = new.direction
-        if turned and old.rho == config.rho == AUTO:  # in the new direction's units; what it knows of the losses stays
+            self.variant = new.variant
+        if turned and old.rho == config.rho == AUTO:  # in the new variant's units; what it knows of the losses stays
             new.radius.load_state_dict(self.radius.state_dict())
             self.radius = new.radius
+        self._conclude()
         return turned
 
-    @property
-    def needs_loss_scale(self) -> bool:
-        """Whether the scale of the loss makes a difference. Asking a gradient scaler for it waits for the device."""
-        return self.radius.uses_loss_scale or self.direction.uses_loss_scale or self.test is not None
+    def _conclude(self) -> None:
+        """Note what follows from the parts, so that no step has to ask them again."""
+        self.needs_loss_scale = self.radius.uses_loss_scale or self.variant.uses_loss_scale or self.test is not None
+        alike = self.gate.always and self.variant.every == 1 and self.variant.passes == "two" and self.test is None
+        self.every_step = None
+        if alike and type(self.radius) is Constant and (self.radius.rho > 0 or self._asked_zero):
+            self.every_step = StepPlan("two", self.radius.rho, StepContext())
 
     def plan(self, context: StepContext) -> StepPlan:
         """Decide what the step at `context` does."""
@@ -97,9 +99,9 @@ class StepPlanner:
             return StepPlan("plain", 0.0, context)
         if not self.gate.in_turn(context):
             return StepPlan("plain", 0.0, context)
-        if context.step % self.direction.every:
+        if context.step % self.variant.every:
             return StepPlan("reuse", rho, context)
-        return StepPlan(self.direction.passes, rho, context)
+        return StepPlan(self.variant.passes, rho, context)
 
     def length(self, plan: StepPlan, parts: float = 1) -> Length | LengthOf:
         """Return the radius of a planned step, or what computes it from the clean gradient.
@@ -111,7 +113,7 @@ class StepPlanner:
         """
         if not self.radius.needs_gradient:
             return plan.rho
-        radius, scale = self.radius, self.direction.loss_scale / parts
+        radius, scale = self.radius, self.variant.loss_scale / parts
         return lambda params, grads: radius.from_gradient(params, grads, scale)
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,7 +139,7 @@ class StepPlanner:
             raise ValueError(f"the state holds {sorted(foreign)}, which nothing here keeps")
 
     def _owners(self) -> list[tuple[str, Any]]:
-        owners = [("direction", self.direction), ("radius", self.radius), ("gate", self.test)]
+        owners = [("variant", self.variant), ("radius", self.radius), ("gate", self.test)]
         return [(part, owner) for part, owner in owners if owner is not None]
 
 

@@ -1,46 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does a Trainer become sharpness-aware without a training loop of its own?"""
+"""The mixin that makes a Trainer sharpness-aware, without a training loop of its own."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
-from hf_sam.engines.deepspeed import step_deferred
-from hf_sam.step.measurement import Measurement
 from hf_sam.trainer.arguments import config_of, resolve_config, with_sam_fields
-from hf_sam.trainer.checkpoint import ResumesSAM
-from hf_sam.trainer.model_card import WritesModelCard
-from hf_sam.trainer.reload import ReloadsRenamedTensors
-from hf_sam.trainer.training_step import RunsPasses
+from hf_sam.trainer.checkpoint import load_sam_state, save_sam_state
+from hf_sam.trainer.micro_batches import COUNTERS
+from hf_sam.trainer.model_card import signing_saved_card, write_card
+from hf_sam.trainer.reload import load_renamed
+from hf_sam.trainer.run_state import RunState
+from hf_sam.trainer.training_step import training_step
 from hf_sam.trainer.unsupported import refuse_request, refuse_trainer
 
-logger = logging.getLogger(__name__)
-
-ROUNDED_AWAY = (
-    "The weights are stored in 16 bits, which rounds much of a small perturbation away: a norm of %.3g was asked for, "
-    "%.3g was realised (ratio %.2f). Load the model with dtype=torch.float32 and train with bf16=True or fp16=True, "
-    "which keeps the weights in 32 bits; or set sam_rounding='stochastic', which is right on average, with noise."
-)
-MOSTLY_NOISE = (
-    "The weights are stored in 16 bits, and stochastic rounding drowns the perturbation in noise: a norm of %.3g was "
-    "asked for, %.3g was realised (cosine about %.2f). Take a larger rho, or load the model with dtype=torch.float32 "
-    "and train with bf16=True or fp16=True, which keeps the weights in 32 bits."
-)
-LEAST_COSINE = 0.1
+# The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
+if TYPE_CHECKING:
+    from transformers import Trainer as SomeTrainer
+else:
+    SomeTrainer = object
 
 
-class SAMTrainerMixin(RunsPasses, ResumesSAM, WritesModelCard, ReloadsRenamedTensors):
+class SAMTrainerMixin(SomeTrainer):
     """Sharpness-aware steps for any `transformers.Trainer`: `class MyTrainer(SAMTrainerMixin, Seq2SeqTrainer)`.
 
     Each optimizer step runs forward and backward twice (Foret et al. 2021, algorithm 1), through the Trainer's own
     `training_step`, and leaves the gradient at the perturbed weights in `.grad`. Everything else is the Trainer's:
-    clipping, the optimizer, the scheduler, logging, checkpoints. Nobody sees perturbed weights.
+    clipping, the optimizer, the scheduler, logging, checkpoints. No code outside of the passes sees perturbed weights.
+
+    What SAM keeps is in one attribute, `_sam`, made anew by each `train()`.
 
     Args:
         *args: of the Trainer.
@@ -61,13 +55,15 @@ class SAMTrainerMixin(RunsPasses, ResumesSAM, WritesModelCard, ReloadsRenamedTen
         NotImplementedError: for engines, optimizers and trainers that two passes would get wrong.
     """
 
+    counters: tuple[str, ...] = COUNTERS
+
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
         config = resolve_config(given, sam_config)
         active = config.sam_variant != PLAIN
         if active:
             refuse_request(type(self), (*args, *kwargs.values()))  # before the Trainer makes folders and repositories
-        self._forget_run()
+        self._sam = RunState()
         super().__init__(*args, **kwargs)
         self.args: Any = with_sam_fields(self.args, config)
         if active:
@@ -78,9 +74,23 @@ class SAMTrainerMixin(RunsPasses, ResumesSAM, WritesModelCard, ReloadsRenamedTen
         """The settings in force, read from `args` so that a hyperparameter search can change them."""
         return config_of(self.args)
 
+    @property
+    def in_descent_pass(self) -> bool:
+        """Whether the second pass runs."""
+        return self._sam.in_descent_pass
+
+    @property
+    def counts_examples(self) -> bool:
+        """Whether the pass that runs is the one that counts each example."""
+        return self._sam.counts_examples
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Training
+    # ------------------------------------------------------------------------------------------------------------------
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does, from a fresh SAM state or the one in the checkpoint that is resumed."""
-        self._forget_run()
+        config_of(self.args)  # settings that are out of range by now end the run before it has cost anything
+        self._sam = RunState()
         return super().train(*args, **kwargs)
 
     def training_step(
@@ -91,45 +101,54 @@ class SAMTrainerMixin(RunsPasses, ResumesSAM, WritesModelCard, ReloadsRenamedTen
         Returns:
             The clean loss of this micro-batch, L(w), as the Trainer scales it (promise 6).
         """
-        config = self.sam_config
-        if config.sam_variant == PLAIN:
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-            return loss
-        try:
-            with step_deferred(self.accelerator, model):
-                return self._sam_training_step(model, inputs, num_items_in_batch, config)
-        except BaseException:
-            # A smaller batch may be tried next (auto_find_batch_size), from the start or from a checkpoint: it must not
-            # replay these micro-batches, nor go on with what this attempt remembers.
-            self._forget_window()
-            self._policy = None
-            raise
+        return training_step(self, super().training_step, model, inputs, num_items_in_batch)
 
-    def _tell_realised_norm(self, report: Measurement) -> None:
-        """Say once how much of epsilon survives in 16-bit weights; the only place that waits for the device."""
-        if report.asked_norm is None or self._told_realised_norm or not report.usable:
-            return
-        asked, realised = report.asked_norm.item(), report.epsilon_norm.item()
-        if not asked > 0:
-            return
-        self._told_realised_norm = True
-        if self.sam_config.sam_rounding == "nearest":
-            logger.warning(ROUNDED_AWAY, asked, realised, realised / asked)
-        elif asked < LEAST_COSINE * realised:  # on average the asked-for epsilon is in it whole; the rest is noise
-            logger.warning(MOSTLY_NOISE, asked, realised, asked / realised)
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log as the Trainer does, with the averages since the last training log (see `hf_sam.trainer.logs`)."""
+        if "loss" in logs:
+            logs.update(self._sam.averages.drain())
+        super().log(logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Let every process know the averages over all of them where the Trainer does so with its loss."""
         several = self.args.world_size > 1 and self.sam_config.sam_variant != PLAIN
         if several and self.control.should_log and self.state.global_step > self._globalstep_last_logged:
-            self._averages.share(self.args.device)
+            self._sam.averages.share(self.args.device)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the Trainer does, with the averages since the last training log (see `hf_sam.trainer.logs`)."""
-        if "loss" in logs:
-            logs.update(self._averages.drain())
-        super().log(logs, *args, **kwargs)
+    # ------------------------------------------------------------------------------------------------------------------
+    # Checkpoints and cards
+    # ------------------------------------------------------------------------------------------------------------------
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        save_sam_state(self, output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        load_sam_state(self, checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any, **named: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *model, **named)  # sentence-transformers' takes no model
+        if not self.is_fsdp_enabled:  # else accelerate has loaded its own files, which have the names in memory
+            given = model[0] if model else named.get("model")
+            load_renamed(self.model if given is None else given, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if not self.is_fsdp_enabled:
+            load_renamed(self.model, Path(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if not isinstance(self.model, PreTrainedModel):
+            super()._issue_warnings_after_load(load_result)  # else load_renamed is strict, a warning would be wrong
+
+    def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        save = super()._save
+        signing_saved_card(self, output_dir, lambda: save(output_dir, *args, **kwargs))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the Trainer's model card with the tag, SAM's settings and the citation."""
+        write_card(self, super().create_model_card, *args, **kwargs)
 
 
 class SAMTrainer(SAMTrainerMixin, Trainer):

@@ -1,175 +1,250 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which passes does a Trainer make over the micro-batches of a step, and in which order?"""
+"""The passes that a Trainer makes over the micro-batches of a step, in their order."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_sam.config.sam_config import SAMConfig
-from hf_sam.engines.deepspeed import descend_in
-from hf_sam.step.gradient_mixing import GradientMixing
+from hf_sam.config.sam_config import PLAIN
 from hf_sam.step.measurement import Measurement
-from hf_sam.step.one_pass import one_pass_step
+from hf_sam.step.replay import BufferState, RandomState
 from hf_sam.step.two_pass import set_gradients
-from hf_sam.trainer.ascent_pass import AscentPasses
-from hf_sam.trainer.counters import counted_once
-from hf_sam.trainer.micro_batches import MicroBatch, Window
-from hf_sam.trainer.step_planner import StepPlan, StepPlanner, mean_over_processes
-from hf_sam.variants import OnePass, Regulariser
-from hf_sam.vectors.shards import as_shards, local_shard
+from hf_sam.trainer.arguments import FIELDS
+from hf_sam.trainer.ascent_pass import ascend_on_a_subset, ascent_pass, average_moved, gradient_is_small
+from hf_sam.trainer.logs import tell_realised_norm
+from hf_sam.trainer.micro_batches import MicroBatch, Window, counted_once
+from hf_sam.trainer.one_pass import one_pass
+
+Step = Callable[..., Tensor]
 
 
-class RunsPasses(AscentPasses):
-    """A mixin for a Trainer whose optimizer step takes one pass or two, through the Trainer's own `training_step`."""
+def training_step(
+    trainer: Any, plain_step: Step, model: nn.Module, inputs: Mapping[str, Any], num_items: Tensor | int | None
+) -> Tensor:
+    """Run the passes that are due at a micro-batch, through the Trainer's own `training_step`.
 
-    def _sam_training_step(
-        self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None, config: SAMConfig
-    ) -> Tensor:
-        """Run the passes that are due at this micro-batch; return its clean loss (of one-pass steps, its loss)."""
-        if self._plan is None:
-            self._gradient_sync(model).reshard()  # before anybody looks at the parameters
-        policy = self._sam_policy(config)
-        if self._plan is None:
-            self._check_optimizer(model, policy)
-        plan = self._plan = self._plan or policy.plan(self._step_context())
-        policy.direction.loss_scale = self._loss_scale(policy)
-        self._ends_window = bool(self.accelerator.sync_gradients)
-        if plan.passes == "two":
-            loss = self._two_passes(model, inputs, num_items_in_batch, config, plan)
-        elif isinstance(policy.direction, OnePass) and plan.passes == "one":
-            run = functools.partial(super().training_step, model, inputs, num_items_in_batch)
-            loss = self._one_pass(run, model, policy, policy.direction, plan)
+    Args:
+        trainer: with a `RunState` in `_sam`.
+        plain_step: the Trainer's own `training_step`.
+        model: what it is to be called with, wrapped by its engine.
+        inputs: likewise.
+        num_items: likewise, `num_items_in_batch`.
+
+    Returns:
+        The clean loss of the micro-batch, L(w), as the Trainer scales it (promise 6); of a step of one pass its loss.
+    """
+    run = trainer._sam
+    if run.window is None and [getattr(trainer.args, name) for name in FIELDS] != run.field_values:
+        run.read_settings(trainer)
+    if run.config.sam_variant == PLAIN:
+        return plain_step(model, inputs, num_items)
+    try:
+        step = TrainingStep(trainer, plain_step, model)
+        with run.engine.deferred_step():
+            return step.take(inputs, num_items)
+    except BaseException:
+        # A smaller batch may be tried next (auto_find_batch_size), from the start or from a checkpoint: it must not
+        # replay these micro-batches, nor go on with what this attempt remembers.
+        run.forget_window()
+        run.planner, run.field_values = None, []
+        raise
+
+
+class TrainingStep:
+    """What is due at one micro-batch of a trainer.
+
+    Args:
+        trainer: with a `RunState` in `_sam`.
+        plain_step: the Trainer's own `training_step`.
+        model: what it is to be called with.
+        window: the optimizer step; the one that is open by default, or else a new one.
+    """
+
+    def __init__(self, trainer: Any, plain_step: Step, model: nn.Module, window: Window | None = None) -> None:
+        self.trainer, self.run, self.plain_step, self.model = trainer, trainer._sam, plain_step, model
+        self.window: Window = window or self.run.window or self._open_window()
+        self.window.ends = bool(trainer.accelerator.sync_gradients)
+
+    def _open_window(self) -> Window:
+        """Plan an optimizer step."""
+        run, trainer = self.run, self.trainer
+        sizes = [len(group["params"]) for group in getattr(trainer.optimizer, "param_groups", None) or []]
+        if run.engine is None or run.engine.model is not self.model or run.engine.relists or sizes != run.group_sizes:
+            run.list_parameters(trainer, self.model)
+        planner = run.planner or run.planner_for(trainer, run.config)
+        params = [p for p in run.candidates if p.requires_grad]
+        if run.optimizer_checks < 2:
+            run.check_optimizer(trainer, params)
+        plan = planner.every_step or planner.plan(run.context(trainer))
+        if planner.needs_loss_scale and getattr(trainer.accelerator, "scaler", None) is not None:
+            planner.variant.loss_scale = trainer.accelerator.scaler.get_scale()  # waits for the device
+        window = run.window = Window(self.model, plan, params)
+        return window
+
+    def take(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> Tensor:
+        """Run the passes that are due; return the loss to report."""
+        window = self.window
+        if window.plan.passes == "two":
+            loss = self._two_passes(inputs, num_items)
+        elif window.plan.passes == "one":
+            loss = one_pass(self, inputs, num_items)
         else:
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        self._losses.append(loss.detach().float())
-        if self._ends_window:
-            self._end_window(model, policy, self._plan)
+            loss = self.plain_step(self.model, inputs, num_items)
+        window.losses.append(loss.detach().float())
+        if window.ends:
+            self._close_window()
         return loss
 
-    def _two_passes(
-        self,
-        model: nn.Module,
-        inputs: Mapping[str, Any],
-        num_items_in_batch: Tensor | int | None,
-        config: SAMConfig,
-        plan: StepPlan,
-    ) -> Tensor:
+    def _two_passes(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> Tensor:
         """Run the clean pass of a micro-batch, and the descent where it is the last of its perturbation."""
+        window, config, engine = self.window, self.run.config, self.run.engine
         alone, part = config.sam_scope == "micro_batch", config.ascent_fraction < 1
-        sync = self._gradient_sync(model)
-        window = self._window = self._window or Window(model, sync=sync)
-        params = self._sam_parameters(model)
-        earlier = [p.grad for p in params] if alone else None
-        descends = alone or self._ends_window
+        earlier = [p.grad for p in window.params] if alone else None
         # Shards of one micro-batch's gradient exist only after a reduction.
-        with sync.all_together() if alone and sync.sharded else nullcontext():
+        with engine.sync.all_together() if alone and engine.sync and engine.sync.sharded else nullcontext():
             if alone:
-                set_gradients(params, [None] * len(params))
-            count = self.current_gradient_accumulation_steps
-            micro_batch = MicroBatch(inputs, num_items_in_batch, count, window.random_state(), sync.mode())
-            window.micro_batches.append(micro_batch)
+                set_gradients(window.params, [None] * len(window.params))
+            micro_batch = self.note(inputs, num_items)
             if part:
-                micro_batch.clean_loss = torch.zeros((), device=self.args.device)
+                micro_batch.clean_loss = torch.zeros((), device=self.trainer.args.device)
+            elif config.sam_parameters == "all" and (config.sam_scope == "batch" or engine.sync is None):
+                micro_batch.clean_loss = self.pass_over(micro_batch)
             else:
-                with self._ascent_pass(config, sync, params):
-                    micro_batch.clean_loss = self._plain_step(model, micro_batch)
-            if descends:
-                if part:
-                    self._ascend_on_a_portion(model, window, config, sync, params)
-                self._average_chosen(config, sync, params)
-                if self._closes(model, params, plan):
-                    self._plan = plan._replace(passes="plain")
-                else:
-                    self._descend(model, window, as_shards(params, model), earlier, config, plan)
-                self._window = None
+                with ascent_pass(self):
+                    micro_batch.clean_loss = self.pass_over(micro_batch)
+            if alone or window.ends:
+                self._descend(earlier, part)
+                window.micro_batches, window.buffers = [], None
         return micro_batch.clean_loss
 
-    def _descend(
-        self,
-        model: nn.Module,
-        window: Window,
-        params: list[Tensor],
-        earlier: list[Tensor | None] | None,
-        config: SAMConfig,
-        plan: StepPlan,
-    ) -> None:
-        """Climb, run the window at w + epsilon, come back, and take the measurements."""
-        policy = self._sam_policy(config)
+    def _descend(self, earlier: list[Tensor | None] | None, part: bool) -> None:
+        """Complete the clean gradient, climb, run the micro-batches at w + epsilon and come back."""
+        run, window = self.run, self.window
+        planner, config, sync = run.planner, run.config, run.engine.sync
+        if part:
+            ascend_on_a_subset(self)
+        if sync is not None and sync.replicated and config.sam_parameters != "all":
+            average_moved(self)
+        if planner.test is not None and gradient_is_small(self):
+            window.plan = window.plan._replace(passes="plain")
+            return
+        count = self.trainer.current_gradient_accumulation_steps
         rises: list[Tensor] = []
-        count = self.current_gradient_accumulation_steps
-        part = config.ascent_fraction < 1
-
-        def evaluate() -> None:
-            self.in_descent_pass, self.counts_examples = True, part
-            try:
-                with nullcontext() if part else counted_once(self, self.counters):
-                    rises.append(window.replay(lambda m: self._plain_step(model, m), first_run=part))
-            finally:
-                self.in_descent_pass, self.counts_examples = False, True
-                self.current_gradient_accumulation_steps = count
-
-        comparable = not (earlier and window.sync.averages and any(grad is not None for grad in earlier))
-        report = descend_in(
-            model,
-            evaluate,
-            params,
-            policy.direction,
-            rho=policy.length(plan, count if config.sam_scope == "micro_batch" else 1),
+        comparable = not (earlier and sync and sync.averages and any(grad is not None for grad in earlier))
+        rho = window.plan.rho
+        if planner.radius.needs_gradient:
+            rho = planner.length(window.plan, count if config.sam_scope == "micro_batch" else 1)
+        measurement = run.engine.two_pass_step(
+            lambda: rises.append(self.replay(part, count)),
+            run.engine.as_shards(window.params) if run.engine.relists else window.params,
+            planner.variant,
+            rho=rho,
             onto=earlier,
-            comparable=comparable,
-            rounding=self._sam_rounding(config),
-            mixing=GradientMixing(config.sam_sharpness_weight, config.sam_renormalise),
-            measured=self._is_measured(),
+            rounding=run.rounding(self.trainer) if run.config.sam_rounding != "nearest" else None,
+            mixing=run.mixing,
+            measured=self.is_measured(),
         )
-        self._rises.append(rises[0].float())
-        self._take_in(report, rises[0])
+        if not comparable:  # what the pass has added to earlier gradients was averaged together with them
+            measurement = measurement._replace(grad_cosine=None)
+        window.rises.append(rises[0].float())
+        self.take_in(measurement, rises[0])
 
-    def _one_pass(
-        self, run: Callable[[], Tensor], model: nn.Module, policy: StepPlanner, direction: OnePass, plan: StepPlan
-    ) -> Tensor:
-        """Run the only pass of a micro-batch at weights that are perturbed for just as long; return its loss."""
-        losses: list[Tensor] = []
-        params = as_shards(self._sam_chosen(policy.config, self._sam_parameters(model)), model)
-        report = one_pass_step(
-            lambda: losses.append(run()),
-            params,
-            direction,
-            rho=policy.length(plan),
-            context=plan.context,
-            rounding=self._sam_rounding(policy.config),
-            measured=self._is_measured(),
-        )
-        if report is not None:
-            self._take_in(report, losses[0].detach() * torch.nan)  # nobody knows the clean loss
-        return losses[0]
+    def note(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> MicroBatch:
+        """Note what a micro-batch needs to be run again, before it is run."""
+        window = self.window
+        if window.buffers is None:
+            window.buffers = BufferState(self.model)
+        count = self.trainer.current_gradient_accumulation_steps
+        random_state = RandomState(self.run.engine.devices)
+        window.micro_batches.append(MicroBatch(inputs, num_items, count, random_state, self._sync_mode()))
+        return window.micro_batches[-1]
 
-    def _is_measured(self) -> bool:
-        return self._sampler.takes(self.state.global_step, self.args.logging_strategy, self.state.logging_steps)
+    def pass_over(self, micro_batch: MicroBatch) -> Tensor:
+        """Run the Trainer's own forward and backward on one micro-batch; return its loss."""
+        self.trainer.current_gradient_accumulation_steps = micro_batch.accumulation_steps
+        inputs = copy.copy(micro_batch.inputs)  # a `compute_loss` that pops its labels must find them again
+        return self.plain_step(self.model, inputs, micro_batch.num_items_in_batch)
 
-    def _take_in(self, report: Measurement, rise: Tensor) -> None:
+    def replay(self, part: bool, count: float) -> Tensor:
+        """Run the micro-batches again as they were run the first time, and leave no other trace than gradients.
+
+        Random streams and buffers start where the first pass started and end where the first pass ended, also when a
+        pass raises; gradients are reduced over processes where the Trainer would have reduced them.
+
+        Args:
+            part: whether the first pass saw only a part of the examples. The micro-batches are then run for the first
+                time: the random streams go on from one to the next and end where this leaves them, as the Trainer's.
+            count: micro-batches of the step.
+
+        Returns:
+            The rise of the loss, summed over the micro-batches (0-dim, detached).
+        """
+        run, trainer, window, rises = self.run, self.trainer, self.window, []
+        random_state, buffers, sync_mode = RandomState(run.engine.devices), BufferState(self.model), self._sync_mode()
+        counters = [] if part else [name for name in trainer.counters if hasattr(trainer, name)]
+        run.in_descent_pass, run.counts_examples = True, part
+        try:
+            if window.buffers is not None:
+                window.buffers.restore()
+            with counted_once(trainer, counters) if counters else nullcontext():
+                for number, micro_batch in enumerate(window.micro_batches):
+                    if not (part and number):
+                        micro_batch.random_state.restore()
+                    self._set_sync_mode(micro_batch.sync_mode)
+                    rises.append(self.pass_over(micro_batch).detach() - micro_batch.clean_loss)
+        finally:
+            if not part:
+                random_state.restore()
+            buffers.restore()
+            self._set_sync_mode(sync_mode)
+            run.in_descent_pass, run.counts_examples = False, True
+            trainer.current_gradient_accumulation_steps = count
+        return torch.stack(rises).sum()
+
+    @contextmanager
+    def sync_mode(self, mode: Any) -> Iterator[None]:
+        """Reduce gradients inside as when `mode` was noted."""
+        before = self._sync_mode()
+        self._set_sync_mode(mode)
+        try:
+            yield
+        finally:
+            self._set_sync_mode(before)
+
+    def _sync_mode(self) -> Any:
+        """Return how gradients are reduced now; in one process, only whether this micro-batch is the last."""
+        sync = self.run.engine.sync
+        return self.trainer.accelerator.gradient_state.sync_gradients if sync is None else sync.mode()
+
+    def _set_sync_mode(self, mode: Any) -> None:
+        if self.run.engine.sync is None:
+            self.trainer.accelerator.gradient_state.sync_gradients = mode
+        else:
+            self.run.engine.sync.set_mode(mode)
+
+    def is_measured(self) -> bool:
+        """Return whether epsilon and the cosine are measured at this step."""
+        state, args = self.trainer.state, self.trainer.args
+        return bool(self.run.sampler.takes(state.global_step, args.logging_strategy, state.logging_steps))
+
+    def take_in(self, measurement: Measurement, rise: Tensor | None) -> None:
         """Take in what one perturbation measured."""
-        self._descents += 1
-        self._averages.add(report, rise, report.rho, ends_window=self._ends_window)
-        self._tell_realised_norm(report)
+        run = self.run
+        self.window.descents += 1
+        run.averages.add(measurement, rise, ends_window=self.window.ends)
+        if measurement.asked_norm is not None and "rounding" not in run.told:
+            tell_realised_norm(measurement, run.config.sam_rounding, run.told)
 
-    def _end_window(self, model: nn.Module, policy: StepPlanner, plan: StepPlan) -> None:
+    def _close_window(self) -> None:
         """Do what is done once per optimizer step, after its last pass."""
-        if plan.passes == "reuse":
-            params = [p for p in self._sam_parameters(model) if p.grad is not None]
-            policy.direction.reuse_(
-                as_shards(params, model), [local_shard(p.grad) for p in params if p.grad is not None]
-            )
-        elif isinstance(policy.direction, Regulariser):
-            policy.direction.adjust_(plan.rho, plan.context)
-        if policy.radius.needs_loss:
-            seen = torch.stack([torch.stack(part).sum() for part in (self._losses, self._rises) if part])
-            loss, *rise = mean_over_processes(seen) if self.args.world_size > 1 else seen
-            policy.radius.observe(loss, rise[0] if rise else None)
-        self._averages.count_step(perturbed=plan.perturbs or policy.direction.passes == "plain")
-        self._forget_window()
+        run, planner, plan = self.run, self.run.planner, self.window.plan
+        if planner.radius.needs_loss or plan.passes in ("plain", "reuse"):
+            run.end_step(self.trainer)
+        run.averages.count_step(perturbed=plan.passes in ("one", "two") or planner.variant.passes == "plain")
+        run.window = None

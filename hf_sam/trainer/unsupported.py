@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_sam.config.sam_config import SAMConfig, variant_of
-from hf_sam.engines.deepspeed_settings import refuse_deepspeed_model, refuse_settings
+from hf_sam.engines.deepspeed import refuse_deepspeed_model, refuse_settings
 from hf_sam.engines.supported import UNTESTED, refuse_engine
 from hf_sam.parameters.choose import chosen
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from hf_sam.variants.base import Ascent, Length, Variant, along
-from hf_sam.vectors.vectors import chunks, contiguous_as, dot, sum_of
+from hf_sam.variants.base import Length, Variant
+from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, sum_of
 
 SCALED = ("matrices", "all", "named_weight")
 

@@ -5,55 +5,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from hf_sam.step_context import StepContext
+from hf_sam.vectors.vectors import Ascent
 
 Length = float | Tensor
 """A radius: a number, or a 0-dim tensor on the parameters' device where it was computed there."""
 LengthOf = Callable[[list[Tensor], list[Tensor]], Tensor]
 """A radius that depends on the parameters that move and on the vectors along which they do, neither to be changed."""
-
-
-class Ascent(NamedTuple):
-    """Where to climb: epsilon = scale * direction, or nowhere.
-
-    The product is not formed here, so that the climb can do it piece by piece in a CPU's cache.
-
-    Attributes:
-        direction: one tensor per parameter, of its shape. The climb takes their memory, unless they are lent.
-        scale: 0-dim tensor; zero when not usable.
-        usable: 0-dim bool tensor; False when the gradient was zero or not finite, and then epsilon is zero.
-        lent: whether the direction belongs to somebody else (an optimizer), so that the climb may only read it.
-    """
-
-    direction: list[Tensor]
-    scale: Tensor
-    usable: Tensor
-    lent: bool = False
-
-    @property
-    def epsilon(self) -> list[Tensor]:
-        """The perturbation, in new memory."""
-        return [torch.where(self.usable, d * self.scale, 0.0).to(d.dtype) for d in self.direction]
-
-
-def along(direction: list[Tensor], length: float | Tensor, norm: Tensor) -> Ascent:
-    """Return the ascent along `direction`, `length / norm` times as long; nowhere if that is not a number.
-
-    The decision stays on the device: an accelerator is never asked to wait for the host (promise 8).
-
-    Args:
-        direction: which way; its memory is handed over.
-        length: the radius rho, >= 0; a number or a 0-dim tensor.
-        norm: 0-dim tensor, what the direction is divided by.
-    """
-    scale = length / norm
-    usable = torch.isfinite(norm) & torch.isfinite(scale)
-    return Ascent(direction, torch.where(usable, scale, 0.0), usable)
 
 
 class Variant(ABC):
@@ -109,7 +71,7 @@ class Variant(ABC):
             rho: the radius, >= 0.
 
         Returns:
-            Where to climb (see `hf_sam.variants.base.along`); nowhere when the gradient is zero or not finite.
+            Where to climb (see `hf_sam.vectors.vectors.along`); nowhere when the gradient is zero or not finite.
         """
 
     def combine(self, clean: list[Tensor], perturbed: list[Tensor]) -> list[Tensor]:

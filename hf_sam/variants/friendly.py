@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_sam._checks import check_number
-from hf_sam.variants.base import Ascent, Length, Variant, along
+from hf_sam.variants.base import Length, Variant
 from hf_sam.variants.per_parameter_state import Memory
-from hf_sam.vectors.vectors import chunks, contiguous_as, dot, global_norm, sum_of
+from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, global_norm, sum_of
 
 ROUNDING = 8
 """A difference shorter than this many units in the last place of what it is the difference of is no direction."""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hf_sam._checks import check_number
-from hf_sam.variants.base import Ascent, Length, Variant, along
-from hf_sam.vectors.vectors import chunks, contiguous_as, dot, global_norm, sums
+from hf_sam.variants.base import Length, Variant
+from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, global_norm, sums
 
 
 class GSAM(Variant):

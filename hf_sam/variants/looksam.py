@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_sam._checks import check_number
-from hf_sam.variants.base import Ascent, Length, Variant, along
+from hf_sam.variants.base import Length, Variant
 from hf_sam.variants.per_parameter_state import Memory
-from hf_sam.vectors.vectors import chunks, contiguous_as, dot, global_norm, sums
+from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, global_norm, sums
 
 ROUNDING = 8
 """A g_v shorter than this many units in the last place of h is rounding, not a direction."""

@@ -11,9 +11,9 @@ from torch import Tensor
 from hf_sam._checks import check_number
 from hf_sam.step_context import StepContext
 from hf_sam.variants.asam import ASAM
-from hf_sam.variants.base import Ascent, Length, LengthOf, OnePass, along
-from hf_sam.vectors.shards import local_shard, same_kind
-from hf_sam.vectors.vectors import global_norm, snapshot
+from hf_sam.variants.base import Length, LengthOf, OnePass
+from hf_sam.vectors.shards import local_shard
+from hf_sam.vectors.vectors import Ascent, along, global_norm, same_kind, snapshot
 
 MOMENTUM = ("exp_avg", "momentum_buffer")
 """What optimizers call their first moment: the Adam family and Lion; SGD, RMSprop and Muon."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from hf_sam.step_context import StepContext
-from hf_sam.variants.base import Ascent, Length, LengthOf, OnePass, along
+from hf_sam.variants.base import Length, LengthOf, OnePass
 from hf_sam.vectors.shards import Shards, is_dtensor, local_shard
 from hf_sam.vectors.stochastic_rounding import seed_from
-from hf_sam.vectors.vectors import global_norm
+from hf_sam.vectors.vectors import Ascent, along, global_norm
 
 
 class RandomDirection(OnePass):

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hf_sam.variants.base import Ascent, Length, Variant, along
-from hf_sam.vectors.vectors import global_norm
+from hf_sam.variants.base import Length, Variant
+from hf_sam.vectors.vectors import Ascent, along, global_norm
 
 
 class SAM(Variant):

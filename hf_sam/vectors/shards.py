@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which part of each parameter is on this process, and on how many others is the same part?"""
+"""Parameters that are spread over processes: the part on this process, and how many others hold the same part."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Shards(list[Tensor]):
@@ -26,10 +26,27 @@ class Shards(list[Tensor]):
         super().__init__(params)
         self.copies = copies
 
+    def some(self, chosen: list[Tensor]) -> Shards:
+        """Return some of these parameters as the same kind of list."""
+        return Shards(chosen, self.copies)
 
-def same_kind(params: list[Tensor], chosen: list[Tensor]) -> list[Tensor]:
-    """Return `chosen`, some of `params`, as the kind of list that `params` is."""
-    return Shards(chosen, params.copies) if isinstance(params, Shards) else chosen
+    def weights(self) -> list[Tensor]:
+        """Return the part of each parameter on this process, outside of autograd."""
+        return [local_shard(p) for p in self]
+
+    def gradients(self) -> list[Tensor]:
+        """Return the part of each gradient on this process.
+
+        Raises:
+            NotImplementedError: for gradients that are placed otherwise than their parameters.
+        """
+        if any(is_dtensor(p.grad) and p.grad.placements != p.placements for p in self if p.grad is not None):  # type: ignore[attr-defined]
+            raise NotImplementedError("Gradients placed otherwise than their parameters (tensor parallelism).")
+        return self.local([p.grad for p in self if p.grad is not None])
+
+    def local(self, tensors: Iterable[Tensor]) -> list[Tensor]:
+        """Return the parts on this process of tensors that are placed as these parameters."""
+        return [local_shard(t) for t in tensors]
 
 
 def local_shard(tensor: Tensor) -> Tensor:
@@ -47,18 +64,19 @@ def is_dtensor(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def as_shards(params: list[Tensor], model: nn.Module | None = None) -> list[Tensor]:
+def as_shards(params: list[Tensor], flat: Mapping[int, int] | None = None) -> list[Tensor]:
     """Return `params` as `Shards` if they are spread over processes, otherwise as they are.
 
     Args:
         params: the parameters of a training step.
-        model: needed to recognise FullyShardedDataParallel (FSDP1), whose parameters look like any others.
+        flat: by `id` of a parameter, the number of processes that hold the same elements, for parameters that do not
+            show that they are spread (FSDP1's, see `hf_sam.engines.fsdp1`).
 
     Raises:
         NotImplementedError: for DTensors that hold partial sums.
     """
-    flat = _flat_copies(model) if model is not None else {}
-    if not any(is_dtensor(p) for p in params) and not flat:
+    flat = flat or {}
+    if not flat and not any(is_dtensor(p) for p in params):
         return params
     return Shards(params, {id(p): flat.get(id(p)) or _copies(p) for p in params})
 
@@ -75,23 +93,3 @@ def _copies(param: Tensor) -> int:
         if not placement.is_replicate():  # Shard, or the strided shard of FSDP on top of tensor parallelism
             processes //= size
     return processes
-
-
-def fsdp1_modules(model: nn.Module) -> list[Any]:
-    """Return the FullyShardedDataParallel (FSDP1) modules of `model`."""
-    fsdp = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
-    return [m for m in model.modules() if isinstance(m, fsdp.FullyShardedDataParallel)] if fsdp else []
-
-
-def _flat_copies(model: nn.Module) -> dict[int, int]:
-    """Return the copies of the parameters that FSDP1 keeps in flat parameters."""
-    copies = {}
-    for module in fsdp1_modules(model):
-        handle = module._handle
-        if handle is None:
-            continue
-        shards = handle.process_group.size() if handle.uses_sharded_strategy else 1
-        flat = handle.flat_param
-        for param in (flat, *(getattr(flat, "_params", None) or ())):
-            copies[id(param)] = torch.distributed.get_world_size() // shards
-    return copies

@@ -1,20 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long is a gradient, how long a perturbation, and how are many tensors worked on as one vector?"""
+"""Many tensors as one vector: norms, products, and the chunks in which they are worked on."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_sam.vectors.shards import Shards, local_shard
+from hf_sam.vectors.shards import Shards
 
-HALF_PRECISION = (torch.float16, torch.bfloat16)
+HALF_PRECISION = frozenset({torch.float16, torch.bfloat16})
 PIECE = 2**17
 """Elements that are worked on at once on a CPU: a few arrays of this length fit the second-level cache."""
+
+
+class Ascent(NamedTuple):
+    """Where to climb: epsilon = scale * direction, or nowhere.
+
+    The product is not formed here, so that the climb can do it piece by piece in a CPU's cache.
+
+    Attributes:
+        direction: one tensor per parameter, of its shape. The climb takes their memory, unless they are lent.
+        scale: 0-dim tensor; zero when not usable.
+        usable: 0-dim bool tensor; False when the gradient was zero or not finite, and then epsilon is zero.
+        lent: whether the direction belongs to somebody else (an optimizer), so that the climb may only read it.
+    """
+
+    direction: list[Tensor]
+    scale: Tensor
+    usable: Tensor
+    lent: bool = False
+
+    @property
+    def epsilon(self) -> list[Tensor]:
+        """The perturbation, in new memory."""
+        return [torch.where(self.usable, d * self.scale, 0.0).to(d.dtype) for d in self.direction]
+
+
+def along(direction: list[Tensor], length: float | Tensor, norm: Tensor) -> Ascent:
+    """Return the ascent along `direction`, `length / norm` times as long; nowhere if that is not a number.
+
+    The decision stays on the device: an accelerator is never asked to wait for the host (promise 8).
+
+    Args:
+        direction: which way; its memory is handed over.
+        length: the radius rho, >= 0; a number or a 0-dim tensor.
+        norm: 0-dim tensor, what the direction is divided by.
+    """
+    scale = length / norm
+    usable = torch.isfinite(norm) & torch.isfinite(scale)
+    return Ascent(direction, torch.where(usable, scale, 0.0), usable)
 
 
 def accumulation_dtype(tensors: list[Tensor]) -> torch.dtype:
@@ -106,7 +144,27 @@ def sums(columns: list[list[Tensor | float]], params: list[Tensor]) -> list[Tens
 
 def _wider(tensors: list[Tensor]) -> torch.dtype:
     """Return the accumulation dtype, or float64 for 16 bits: a CPU has to convert those anyway."""
-    return torch.float64 if any(t.dtype in HALF_PRECISION for t in tensors) else accumulation_dtype(tensors)
+    return torch.float64 if loses_bits(tensors) else accumulation_dtype(tensors)
+
+
+def loses_bits(tensors: list[Tensor]) -> bool:
+    """Return whether one of `tensors` is stored in 16 bits, which round much of a small sum away."""
+    return not HALF_PRECISION.isdisjoint({t.dtype for t in tensors})
+
+
+def weights(params: list[Tensor]) -> list[Tensor]:
+    """Return what this process holds of each parameter, in the same memory, outside of autograd."""
+    return params.weights() if isinstance(params, Shards) else [p.detach() for p in params]
+
+
+def gradients(params: list[Tensor]) -> list[Tensor]:
+    """Return what this process holds of the gradients of `params`, of those that have one."""
+    return params.gradients() if isinstance(params, Shards) else [p.grad for p in params if p.grad is not None]
+
+
+def same_kind(params: list[Tensor], chosen: list[Tensor]) -> list[Tensor]:
+    """Return `chosen`, some of `params`, as the kind of list that `params` is."""
+    return params.some(chosen) if isinstance(params, Shards) else chosen
 
 
 def _as_vector(tensors: list[Tensor]) -> Tensor:
@@ -124,41 +182,41 @@ def chunks(params: list[Tensor], *lists: list[Tensor]) -> Iterator[tuple[list[Te
         Of parameters spread over processes these are the parts on this process, and so the lists must be. How they are
         cut depends on `params` alone; the lists must be laid out like them (see `contiguous_as`).
     """
-    weights = [local_shard(p) for p in params]
-    whole: list[list[Any]] = [weights, *lists]
+    w = weights(params)
+    whole = [w, *[[t.detach() for t in tensors] for tensors in lists]]
     start = 0
-    for end in _ends(params, weights):
+    for end in _ends(params, w):
         owners = params[start:end]
-        if len(owners) == 1 and _is_cut(weights[start]):
-            cuts = [tensors[start].detach().view(-1).split(PIECE) for tensors in whole]
+        if len(owners) == 1 and _is_cut(w[start]):
+            cuts = [torch.split(tensors[start].view(-1), PIECE) for tensors in whole]
             for cut in zip(*cuts, strict=True):
-                yield (owners, *([piece] for piece in cut))
+                yield (owners, *[[piece] for piece in cut])
         else:
-            yield (owners, *([t.detach() for t in tensors[start:end]] for tensors in whole))
+            yield (owners, *[tensors[start:end] for tensors in whole])
         start = end
 
 
 def contiguous_as(params: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
     """Return `tensors`, those copied that are not contiguous where their parameter is."""
-    return [t.contiguous() if local_shard(p).is_contiguous() else t for p, t in zip(params, tensors, strict=True)]
+    return [t.contiguous() if w.is_contiguous() else t for w, t in zip(weights(params), tensors, strict=True)]
 
 
-def _ends(params: list[Tensor], weights: list[Tensor]) -> list[int]:
+def _ends(params: list[Tensor], w: list[Tensor]) -> list[int]:
     """Return where groups of neighbours end that are worked on at once.
 
     On a CPU they have at most PIECE elements together, or are one, and have one dtype. Everywhere the same number of
     processes holds them, so that what they add to a sum is divided by that number.
     """
     ends, size = [], 0
-    cpu = weights[0].device.type == "cpu"
+    cpu = w[0].device.type == "cpu"
     copies = [params.copies[id(p)] for p in params] if isinstance(params, Shards) else [1] * len(params)
-    for i, w in enumerate(weights):
-        too_large = cpu and (size + w.numel() > PIECE or (i and w.dtype != weights[i - 1].dtype))
+    for i, part in enumerate(w):
+        too_large = cpu and (size + part.numel() > PIECE or (i and part.dtype != w[i - 1].dtype))
         if i and (too_large or copies[i] != copies[i - 1]):
             ends.append(i)
             size = 0
-        size += w.numel()
-    return [*ends, len(weights)]
+        size += part.numel()
+    return [*ends, len(w)]
 
 
 def _is_cut(w: Tensor) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hf_sam.trainer.counters import COUNTERS, counted_once
+from hf_sam.trainer.micro_batches import COUNTERS, counted_once
 
 
 class Counting:

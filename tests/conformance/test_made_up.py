@@ -12,8 +12,7 @@ from torch import Tensor
 
 from hf_sam import VARIANTS, Variant
 from hf_sam.variants import Length
-from hf_sam.variants.base import Ascent, along
-from hf_sam.vectors.vectors import global_norm
+from hf_sam.vectors.vectors import Ascent, along, global_norm
 from tests.conformance.checks import SETTINGS, config_of, problems
 
 

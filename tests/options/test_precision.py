@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from hf_sam import SAM, VARIANTS, SAMConfig, SAMTrainer, sharpness_aware_grad
-from hf_sam.variants.base import Ascent
+from hf_sam.vectors.vectors import Ascent
 from tests.promises.runs import SAMScaled, trainer_for
 from tests.promises.test_one_epsilon import without_dropout
 

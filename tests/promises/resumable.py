@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from hf_sam import SAM, VARIANTS, SAMConfig, SAMTrainer
-from hf_sam.variants.base import Ascent
+from hf_sam.vectors.vectors import Ascent
 from tests.promises.runs import fingerprint, trainer_for
 
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from hf_sam.radius.controllers import LossBudget, TargetAscent, make_radius
 from hf_sam.step_context import StepContext
 from hf_sam.variants import make_variant
-from hf_sam.variants.base import along
-from hf_sam.vectors.vectors import global_dot, global_norm
+from hf_sam.vectors.vectors import along, global_dot, global_norm
 from tests.compare import bits, same_bits
 from tests.tolerances import RELATIVE
 

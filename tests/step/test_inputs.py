@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import ASAM, SAM, Variant, sharpness_aware_grad
-from hf_sam.variants.base import Ascent
+from hf_sam.vectors.vectors import Ascent
 from tests.compare import bits, relative_error, same_bits
 from tests.small_models import Branches, Classifier, backward_closure, square_closure
 

@@ -24,10 +24,10 @@ import hf_sam.variants.momentum
 import hf_sam.vectors.vectors
 from hf_sam.step.one_pass import one_pass_step
 from hf_sam.step_context import StepContext
-from hf_sam.variants.base import Ascent, Length, OnePass, along
+from hf_sam.variants.base import Length, OnePass
 from hf_sam.variants.momentum import Momentum
 from hf_sam.vectors.stochastic_rounding import StochasticRounding
-from hf_sam.vectors.vectors import global_norm, snapshot
+from hf_sam.vectors.vectors import Ascent, along, global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.small_models import Classifier, Tied, square_closure
 from tests.step.test_cost import Memory

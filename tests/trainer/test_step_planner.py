@@ -25,11 +25,11 @@ def moment_at(t: int, steps: int = STEPS) -> StepContext:
     return StepContext(step=t, steps=steps, warmup_steps=WARMUP, lr=PEAK * min(1.0, t / WARMUP), peak_lr=PEAK)
 
 
-def plans(policy: StepPlanner, steps: range = range(STEPS)) -> list[StepPlan]:
+def plans(planner: StepPlanner, steps: range = range(STEPS)) -> list[StepPlan]:
     found = []
     for t in steps:  # the loss falls when a third of the run is over
-        found.append(policy.plan(moment_at(t)))
-        policy.radius.observe(torch.tensor(2.0 if t < 7 else 0.2), torch.tensor(0.1) if found[-1].perturbs else None)
+        found.append(planner.plan(moment_at(t)))
+        planner.radius.observe(torch.tensor(2.0 if t < 7 else 0.2), torch.tensor(0.1) if found[-1].passes in ("one", "two") else None)
     return found
 
 
@@ -94,7 +94,7 @@ def test_a_step_perturbs_where_gate_radius_and_direction_agree(direction: str, g
         closed = t not in in_time or is_zero(t, in_time[0]) or t % every
         expected = "plain" if closed else "reuse" if t % k else kind
         assert plan.passes == expected, t
-        assert plan.perturbs == (expected in ("one", "two"))
+        assert (plan.passes in ("one", "two")) == (expected in ("one", "two"))
         assert plan.context == moment_at(t)
         if closed:
             assert plan.rho == 0.0
@@ -102,16 +102,16 @@ def test_a_step_perturbs_where_gate_radius_and_direction_agree(direction: str, g
 
 
 def test_a_plan_has_the_schedules_radius() -> None:
-    policy = StepPlanner(SAMConfig(rho=RHO, rho_schedule="linear", rho_schedule_kwargs={"start": 1, "end": 0.5}))
-    assert [p.rho for p in plans(policy)] == pytest.approx([RHO * (1 - 0.5 * t / STEPS) for t in range(STEPS)])
+    planner = StepPlanner(SAMConfig(rho=RHO, rho_schedule="linear", rho_schedule_kwargs={"start": 1, "end": 0.5}))
+    assert [p.rho for p in plans(planner)] == pytest.approx([RHO * (1 - 0.5 * t / STEPS) for t in range(STEPS)])
 
 
 def test_a_radius_on_the_device_is_not_read_to_plan_a_step() -> None:
     for settings in ({"rho_schedule": "target_ascent"}, {"rho": "auto"}):
-        policy = StepPlanner(SAMConfig(**settings))
+        planner = StepPlanner(SAMConfig(**settings))
         for t in range(8):
-            plan = policy.plan(moment_at(t))
-            policy.radius.observe(torch.ones((), device="meta"), torch.ones((), device="meta"))
+            plan = planner.plan(moment_at(t))
+            planner.radius.observe(torch.ones((), device="meta"), torch.ones((), device="meta"))
         assert plan.passes == "two"
         assert plan.rho.is_meta
 
@@ -126,13 +126,13 @@ def test_a_run_of_unknown_length_is_refused_where_it_matters(settings: dict[str,
 # How far
 # ----------------------------------------------------------------------------------------------------------------------
 def test_the_length_is_the_plans_or_computed_from_the_gradient() -> None:
-    policy = StepPlanner(SAMConfig(rho=RHO))
-    assert policy.length(policy.plan(moment_at(5))) == RHO
+    planner = StepPlanner(SAMConfig(rho=RHO))
+    assert planner.length(planner.plan(moment_at(5))) == RHO
     g = [torch.tensor([30.0, 40.0])]
-    policy = StepPlanner(SAMConfig(rho=RHO, rho_schedule="loss_budget", rho_schedule_kwargs={"sigma": 0.1}))
+    planner = StepPlanner(SAMConfig(rho=RHO, rho_schedule="loss_budget", rho_schedule_kwargs={"sigma": 0.1}))
     for scale in (1.0, 8.0):
-        policy.direction.loss_scale = scale
-        length = policy.length(policy.plan(moment_at(5)))
+        planner.variant.loss_scale = scale
+        length = planner.length(planner.plan(moment_at(5)))
         assert callable(length)
         assert length(g, g).item() == pytest.approx(scale * 0.1 / 50)
 
@@ -186,43 +186,43 @@ BEGINNING: dict[str, Any] = {
     ids=lambda x: str(x if isinstance(x, dict) else sorted(x)),
 )
 def test_what_a_change_does_not_concern_goes_on(change: dict[str, Any], new_parts: set[str]) -> None:
-    policy, config = StepPlanner(SAMConfig(**BEGINNING)), SAMConfig(**{**BEGINNING, **change})
-    before = {part: getattr(policy, part) for part in ("radius", "direction", "test")}
-    assert policy.follow(config) == ("direction" in new_parts)
-    assert {part for part in before if getattr(policy, part) is not before[part]} == new_parts
+    planner, config = StepPlanner(SAMConfig(**BEGINNING)), SAMConfig(**{**BEGINNING, **change})
+    before = {part: getattr(planner, part) for part in ("radius", "direction", "test")}
+    assert planner.follow(config) == ("direction" in new_parts)
+    assert {part for part in before if getattr(planner, part) is not before[part]} == new_parts
     fresh = StepPlanner(config)
     for part in (*new_parts, "gate", "config"):
-        assert type(getattr(policy, part)) is type(getattr(fresh, part))
-        assert vars(policy.gate) == vars(fresh.gate)
-    assert policy.config is config
+        assert type(getattr(planner, part)) is type(getattr(fresh, part))
+        assert vars(planner.gate) == vars(fresh.gate)
+    assert planner.config is config
 
 
 def test_a_changed_gate_and_a_radius_of_zero_are_in_force_at_once() -> None:
-    policy = StepPlanner(SAMConfig(rho=RHO))
-    policy.follow(SAMConfig(rho=RHO, sam_every=4))
-    assert [p.passes for p in plans(policy, range(8))] == ["two", "plain", "plain", "plain"] * 2
-    policy.follow(SAMConfig(rho=0.0, sam_every=4))
-    assert [p.passes for p in plans(policy, range(4))] == ["two", "plain", "plain", "plain"], "asked for: measured"
-    policy.follow(SAMConfig(rho=RHO, sam_every=4, rho_schedule="warmup"))
-    assert [p.passes for p in plans(policy, range(5))] == ["plain"] * 4 + ["two"]
+    planner = StepPlanner(SAMConfig(rho=RHO))
+    planner.follow(SAMConfig(rho=RHO, sam_every=4))
+    assert [p.passes for p in plans(planner, range(8))] == ["two", "plain", "plain", "plain"] * 2
+    planner.follow(SAMConfig(rho=0.0, sam_every=4))
+    assert [p.passes for p in plans(planner, range(4))] == ["two", "plain", "plain", "plain"], "asked for: measured"
+    planner.follow(SAMConfig(rho=RHO, sam_every=4, rho_schedule="warmup"))
+    assert [p.passes for p in plans(planner, range(5))] == ["plain"] * 4 + ["two"]
 
 
 def test_a_waiting_direction_waits_also_when_it_comes_later() -> None:
-    policy = StepPlanner(SAMConfig())
-    policy.follow(SAMConfig(sam_variant="momentum"))
-    assert [p.passes for p in plans(policy, range(6))] == ["plain"] * 4 + ["one"] * 2
+    planner = StepPlanner(SAMConfig())
+    planner.follow(SAMConfig(sam_variant="momentum"))
+    assert [p.passes for p in plans(planner, range(6))] == ["plain"] * 4 + ["one"] * 2
 
 
 @pytest.mark.parametrize(("variant", "scale_free"), [("asam", True), ("momentum", False)])
 def test_a_radius_that_finds_itself_goes_on_in_the_units_of_a_new_direction(variant: str, scale_free: bool) -> None:
-    policy = StepPlanner(SAMConfig(rho="auto"))
-    plans(policy)
-    known = policy.radius.state_dict()
-    policy.follow(SAMConfig(rho="auto", sam_variant=variant))
-    assert isinstance(policy.radius, AutoSize if variant == "momentum" else AutoRise)
-    assert (policy.radius.strength, policy.radius.scale_free) == (policy.direction.auto_strength, scale_free)
-    assert same_bits(bits([policy.radius.state_dict()["losses"]]), bits([known["losses"]]))
-    assert policy.radius.state_dict()["steps"] == known["steps"] == STEPS
+    planner = StepPlanner(SAMConfig(rho="auto"))
+    plans(planner)
+    known = planner.radius.state_dict()
+    planner.follow(SAMConfig(rho="auto", sam_variant=variant))
+    assert isinstance(planner.radius, AutoSize if variant == "momentum" else AutoRise)
+    assert (planner.radius.strength, planner.radius.scale_free) == (planner.variant.auto_strength, scale_free)
+    assert same_bits(bits([planner.radius.state_dict()["losses"]]), bits([known["losses"]]))
+    assert planner.radius.state_dict()["steps"] == known["steps"] == STEPS
 
 
 @pytest.mark.parametrize(("fraction", "factor"), [(1.0, 1.0), (0.25, 2.0), (0.5, 2**0.5)])
@@ -230,8 +230,8 @@ def test_a_radius_that_finds_itself_makes_up_for_the_noise_of_a_part_of_the_data
     fraction: float, factor: float
 ) -> None:
     """A mean over f n examples has noise 1 / sqrt(f) times as long as one over n, and rho is divided by the norm."""
-    policy = StepPlanner(SAMConfig(rho="auto", ascent_fraction=fraction))
-    assert policy.radius.strength == pytest.approx(factor * policy.direction.auto_strength)
+    planner = StepPlanner(SAMConfig(rho="auto", ascent_fraction=fraction))
+    assert planner.radius.strength == pytest.approx(factor * planner.variant.auto_strength)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -241,20 +241,20 @@ PARAMS = [("a", nn.Parameter(torch.ones(3))), ("b", nn.Parameter(torch.ones(2, 2
 
 
 def fresh(**changes: Any) -> StepPlanner:
-    policy = StepPlanner(SAMConfig(**{**BEGINNING, **changes}))
-    policy.direction.prepare(PARAMS)
-    return policy
+    planner = StepPlanner(SAMConfig(**{**BEGINNING, **changes}))
+    planner.variant.prepare(PARAMS)
+    return planner
 
 
 def used(**changes: Any) -> StepPlanner:
-    """Return a policy whose direction, radius and gate all have something to remember."""
-    policy = fresh(**changes)
-    plans(policy)
+    """Return a planner whose direction, radius and gate all have something to remember."""
+    planner = fresh(**changes)
+    plans(planner)
     for t in range(3):
-        policy.direction.ascend([p for _, p in PARAMS], [torch.randn_like(p) for _, p in PARAMS], 0.1)
-        if policy.test is not None:
-            policy.test.passes(torch.tensor(1.0 + t), moment_at(t))
-    return policy
+        planner.variant.ascend([p for _, p in PARAMS], [torch.randn_like(p) for _, p in PARAMS], 0.1)
+        if planner.test is not None:
+            planner.test.passes(torch.tensor(1.0 + t), moment_at(t))
+    return planner
 
 
 def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
@@ -266,23 +266,23 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
 def test_the_state_is_by_part_and_goes_round() -> None:
     state = used().state_dict()
     assert {name.split(".")[0] for name in state} == set(PARTS)
-    assert {"direction.mean.a", "direction.mean.b", "radius.rho", "radius.means", "gate.mean"} <= set(state)
-    policy = fresh()
-    assert not same(policy.state_dict(), state)
-    policy.load_state_dict(state)
-    assert same(policy.state_dict(), state)
+    assert {"variant.mean.a", "variant.mean.b", "radius.rho", "radius.means", "gate.mean"} <= set(state)
+    planner = fresh()
+    assert not same(planner.state_dict(), state)
+    planner.load_state_dict(state)
+    assert same(planner.state_dict(), state)
     assert not StepPlanner(SAMConfig()).state_dict()
 
 
 @pytest.mark.parametrize("parts", [(), ("radius",), ("direction", "gate"), ("gate", "radius"), PARTS])
 def test_only_the_named_parts_take_theirs(parts: tuple[str, ...]) -> None:
-    state, policy = used().state_dict(), fresh()
-    untouched = policy.state_dict()
-    policy.load_state_dict(dict(state), parts)
+    state, planner = used().state_dict(), fresh()
+    untouched = planner.state_dict()
+    planner.load_state_dict(dict(state), parts)
     for part in PARTS:
         mine, wanted = (
             {k: v for k, v in s.items() if k.startswith(part)}
-            for s in (policy.state_dict(), state if part in parts else untouched)
+            for s in (planner.state_dict(), state if part in parts else untouched)
         )
         assert same(mine, wanted), part
 

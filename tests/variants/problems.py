@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hf_sam import VARIANTS, Variant
 from hf_sam.variants import make_variant
-from hf_sam.variants.base import Ascent
+from hf_sam.vectors.vectors import Ascent
 
 RHO = 0.3
 

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_sam.engines.gradient_sync import GradientSync
 from hf_sam.trainer.micro_batches import MicroBatch, Window
-from hf_sam.vectors.shards import Shards, as_shards, is_dtensor, local_shard, same_kind
-from hf_sam.vectors.vectors import chunks, global_norm, sum_of
+from hf_sam.vectors.shards import Shards, as_shards, is_dtensor, local_shard
+from hf_sam.vectors.vectors import chunks, global_norm, same_kind, sum_of
 
 
 @pytest.fixture

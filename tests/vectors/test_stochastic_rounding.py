@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from hf_sam import sharpness_aware_grad
 from hf_sam.step.perturbation import Perturbation
-from hf_sam.variants.base import along
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
-from hf_sam.vectors.vectors import PIECE, snapshot
+from hf_sam.vectors.vectors import PIECE, along, snapshot
 from tests.compare import bits, same_bits
 from tests.small_models import Classifier, square_closure
 

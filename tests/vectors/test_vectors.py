@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_sam import SAM
-from hf_sam.variants.base import Ascent
-from hf_sam.vectors.vectors import accumulation_dtype, global_dot, global_norm, restore_, snapshot
+from hf_sam.vectors.vectors import Ascent, accumulation_dtype, global_dot, global_norm, restore_, snapshot
 from tests.compare import INTEGERS, bits, same_bits
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

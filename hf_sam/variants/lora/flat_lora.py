@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam.step_context import StepContext
-from hf_sam.variants.base import Ascent, Length, LengthOf, OnePass
+from hf_sam.variants.base import Length, LengthOf, OnePass
 from hf_sam.variants.lora.layers import active_factors, lora_layers
 from hf_sam.vectors.shards import is_dtensor
 from hf_sam.vectors.stochastic_rounding import seed_from
-from hf_sam.vectors.vectors import accumulation_dtype
+from hf_sam.vectors.vectors import Ascent, accumulation_dtype
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STREAM = 0xF1A7
