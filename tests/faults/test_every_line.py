@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_sam.trainer.run_state import RunState
 from hf_sam.vectors import vectors as numerics
 from tests.compare import bits, same_bits
 from tests.faults.injector import LINES, EveryLine, Fault, Injector
@@ -19,7 +20,7 @@ from tests.faults.runs import Setting
 def step(trainer: Struck, injector: Injector, count: int) -> tuple[BaseException | None, torch.Tensor | None]:
     """Run so many micro-batches, the last of which ends the window; return what came out of it."""
     trainer.injector = injector
-    trainer._forget_run()  # an interrupt makes the next step a run's first: so is every one, with the same lines
+    trainer._sam = RunState()  # an interrupt makes the next step a run's first: so is every one, with the same lines
     trainer.model.zero_grad()
     trainer.current_gradient_accumulation_steps = count
     torch.manual_seed(0)
@@ -82,4 +83,4 @@ def test_an_interrupt_at_any_line_of_a_step_leaves_the_weights_where_they_were(
 
 def test_an_interrupt_beside_the_descent_pass_does_not_leave_its_flag(tmp_path: Path) -> None:
     setting = Setting("bert", "sam", "batch")
-    assert not list(interrupted(setting, tmp_path, phases=LINES, function=" evaluate "))
+    assert not list(interrupted(setting, tmp_path, phases=LINES, function=" replay "))

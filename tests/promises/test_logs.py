@@ -125,10 +125,10 @@ def test_a_bad_gradient_leaves_epsilon_out_and_is_counted(
     factor: float, variant: str, scope: str, tmp_path: Any
 ) -> None:
     class Watching(BadGradient):
-        def _plain_step(self, model: nn.Module, micro_batch: Any) -> Any:
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             if self.in_descent_pass and self.state.global_step == 1:
                 self.during.append(weights(self))
-            return super()._plain_step(model, micro_batch)
+            return super().compute_loss(*args, **kwargs)
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             self.before = weights(self)

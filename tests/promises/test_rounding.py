@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.step.measurement import Measurement
+from hf_sam.trainer import run_state
+from hf_sam.trainer.logs import tell_realised_norm
 from hf_sam.vectors.stochastic_rounding import StochasticRounding
 from tests.promises.runs import differences, fingerprint, trainer_for
 
@@ -26,11 +29,13 @@ class Telling(SAMTrainer):
         super().__init__(*args, **kwargs)
         self.seeds: list[int] = []
 
-    def _sam_rounding(self, config: SAMConfig) -> StochasticRounding | None:
-        rounding = super()._sam_rounding(config)
-        if rounding is not None:
-            self.seeds.append(rounding._seed)
-        return rounding
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        def noted(seed: int) -> StochasticRounding:
+            self.seeds.append(seed)
+            return StochasticRounding(seed)
+
+        with mock.patch.object(run_state, "StochasticRounding", noted):
+            return super().training_step(*args, **kwargs)
 
 
 def in_bfloat16(model: nn.Module) -> None:
@@ -130,13 +135,13 @@ def test_the_warning_names_the_ways_out_that_are_left(
 
 @pytest.mark.parametrize(("realised", "count"), [(1.0, 1), (0.4, 0)])
 def test_noise_is_warned_about_where_little_else_is_left(
-    realised: float, count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    realised: float, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With numbers given: how many weights of a tiny model move is chance."""
-    config = SAMConfig(rho=0.05, sam_rounding="stochastic")
-    report = Measurement(torch.tensor(True), torch.tensor(realised), torch.tensor(1.0), torch.tensor(0.05))
+    measured = Measurement(torch.tensor(True), 0.05, torch.tensor(realised), torch.tensor(1.0), torch.tensor(0.05))
     with caplog.at_level(logging.WARNING, logger="hf_sam"):
-        trainer(tmp_path, config)._tell_realised_norm(report)
+        tell_realised_norm(measured, "stochastic", told := set())
+        tell_realised_norm(measured, "stochastic", told)
     messages = [r.getMessage() for r in caplog.records if r.name.startswith("hf_sam")]
     assert len(messages) == count
     assert all(word in message for message in messages for word in ("noise", "larger rho", "dtype=torch.float32"))

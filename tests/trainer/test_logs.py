@@ -14,15 +14,17 @@ from hf_sam.trainer.logs import Averages, Sampler
 NAN, INF = float("nan"), float("inf")
 
 
-def report(norm: float = 0.05, cosine: float = 0.9, usable: bool = True, device: str = "cpu") -> Measurement:
-    values = (torch.tensor(v, device=device) for v in (usable, norm, cosine))
-    return Measurement(*values, None)
+def report(
+    norm: float = 0.05, cosine: float = 0.9, usable: bool = True, device: str = "cpu", rho: float = 0.05
+) -> Measurement:
+    usable_there, *values = (torch.tensor(v, device=device) for v in (usable, norm, cosine))
+    return Measurement(usable_there, rho, *values)
 
 
 def averages(*steps: tuple[Measurement, float, float, bool]) -> dict[str, float]:
     sums = Averages()
     for step, rise, rho, ends_window in steps:
-        sums.add(step, torch.tensor(rise), rho, ends_window=ends_window)
+        sums.add(step._replace(rho=rho), torch.tensor(rise), ends_window=ends_window)
     return sums.drain()
 
 
@@ -56,10 +58,10 @@ def test_several_steps_are_averaged() -> None:
 
 def test_draining_starts_afresh() -> None:
     sums = Averages()
-    sums.add(report(), torch.tensor(0.2), 0.05, ends_window=True)
+    sums.add(report(), torch.tensor(0.2), ends_window=True)
     sums.drain()
     assert sums.drain() == {}
-    sums.add(report(), torch.tensor(0.6), 0.05, ends_window=True)
+    sums.add(report(), torch.tensor(0.6), ends_window=True)
     assert sums.drain()["sam/sharpness"] == pytest.approx(0.6)
 
 
@@ -97,15 +99,15 @@ def test_logged_values_are_plain_finite_floats() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_measurements_may_have_any_dtype(dtype: torch.dtype) -> None:
     sums = Averages()
-    step = Measurement(torch.tensor(True), *(torch.tensor(v, dtype=dtype) for v in (0.5, 0.25)), None)
-    sums.add(step, torch.tensor(0.125, dtype=dtype), 0.05, ends_window=True)
+    step = Measurement(torch.tensor(True), 0.05, *(torch.tensor(v, dtype=dtype) for v in (0.5, 0.25)))
+    sums.add(step, torch.tensor(0.125, dtype=dtype), ends_window=True)
     assert sums.drain()["sam/sharpness"] == 0.125
 
 
 def test_the_sums_hold_no_graph() -> None:
     sums = Averages()
     rise = torch.tensor(0.2, requires_grad=True) * 1
-    sums.add(report(), rise, 0.05, ends_window=True)
+    sums.add(report(), rise, ends_window=True)
     assert not sums._sums.requires_grad
 
 
@@ -113,7 +115,7 @@ def test_adding_reads_nothing_from_the_device() -> None:
     """Meta tensors raise on any read."""
     sums = Averages()
     for _ in range(3):
-        sums.add(report(device="meta"), torch.tensor(0.2, device="meta"), 0.05, ends_window=True)
+        sums.add(report(device="meta"), torch.tensor(0.2, device="meta"), ends_window=True)
     assert sums._sums.is_meta
 
 

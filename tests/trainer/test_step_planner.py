@@ -29,7 +29,9 @@ def plans(planner: StepPlanner, steps: range = range(STEPS)) -> list[StepPlan]:
     found = []
     for t in steps:  # the loss falls when a third of the run is over
         found.append(planner.plan(moment_at(t)))
-        planner.radius.observe(torch.tensor(2.0 if t < 7 else 0.2), torch.tensor(0.1) if found[-1].passes in ("one", "two") else None)
+        planner.radius.observe(
+            torch.tensor(2.0 if t < 7 else 0.2), torch.tensor(0.1) if found[-1].passes in ("one", "two") else None
+        )
     return found
 
 
@@ -174,21 +176,21 @@ BEGINNING: dict[str, Any] = {
         ({"rho_schedule": "cosine"}, {"radius"}),
         ({"rho_schedule_kwargs": {"target": 0.2}}, {"radius"}),
         ({"rho": "auto", "rho_schedule": "constant"}, {"radius"}),
-        ({"sam_variant": "gsam"}, {"direction"}),
-        ({"sam_variant_kwargs": {"sigma": 0.5}}, {"direction"}),
+        ({"sam_variant": "gsam"}, {"variant"}),
+        ({"sam_variant_kwargs": {"sigma": 0.5}}, {"variant"}),
         ({"sam_gate_kwargs": {"delta": 0.5}}, {"test"}),
         ({"sam_gate": "always"}, {"test"}),
         ({"sam_every": 3}, set()),
         ({"sam_start": 0.5, "sam_stop": 0.75}, set()),
         ({"sam_rounding": "stochastic", "sam_sharpness_weight": 0.5}, set()),
-        ({"rho": 0.1, "sam_variant": "sam", "sam_gate_kwargs": {"delta": 0}}, {"radius", "direction", "test"}),
+        ({"rho": 0.1, "sam_variant": "sam", "sam_gate_kwargs": {"delta": 0}}, {"radius", "variant", "test"}),
     ],
     ids=lambda x: str(x if isinstance(x, dict) else sorted(x)),
 )
 def test_what_a_change_does_not_concern_goes_on(change: dict[str, Any], new_parts: set[str]) -> None:
     planner, config = StepPlanner(SAMConfig(**BEGINNING)), SAMConfig(**{**BEGINNING, **change})
-    before = {part: getattr(planner, part) for part in ("radius", "direction", "test")}
-    assert planner.follow(config) == ("direction" in new_parts)
+    before = {part: getattr(planner, part) for part in ("radius", "variant", "test")}
+    assert planner.follow(config) == ("variant" in new_parts)
     assert {part for part in before if getattr(planner, part) is not before[part]} == new_parts
     fresh = StepPlanner(config)
     for part in (*new_parts, "gate", "config"):
@@ -274,7 +276,7 @@ def test_the_state_is_by_part_and_goes_round() -> None:
     assert not StepPlanner(SAMConfig()).state_dict()
 
 
-@pytest.mark.parametrize("parts", [(), ("radius",), ("direction", "gate"), ("gate", "radius"), PARTS])
+@pytest.mark.parametrize("parts", [(), ("radius",), ("variant", "gate"), ("gate", "radius"), PARTS])
 def test_only_the_named_parts_take_theirs(parts: tuple[str, ...]) -> None:
     state, planner = used().state_dict(), fresh()
     untouched = planner.state_dict()
@@ -301,8 +303,8 @@ def test_a_part_that_is_gone_and_one_that_is_new_are_refused_unless_they_start_a
         fresh(sam_gate="always").load_state_dict(tested)
     with pytest.raises(ValueError, match="the state of sam_gate has no number"):
         fresh().load_state_dict(untested)
-    fresh(sam_gate="always").load_state_dict(tested, ("direction", "radius"))
-    fresh().load_state_dict(untested, ("direction", "radius"))
+    fresh(sam_gate="always").load_state_dict(tested, ("variant", "radius"))
+    fresh().load_state_dict(untested, ("variant", "radius"))
 
 
 def test_another_radiuss_state_is_refused() -> None:

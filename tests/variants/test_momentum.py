@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ import torch
 import transformers
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from hf_sam.step.one_pass import one_pass_step
@@ -440,13 +438,6 @@ def test_a_state_of_nothing_is_a_state_before_the_first_step() -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # Sharded weights
 # ----------------------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.skipif(not FSDP2_ON_CPU, reason="fully_shard needs a GPU")
 @both_forms
 def test_sharded_weights_train_as_whole_ones(adaptive: bool, group: None) -> None:

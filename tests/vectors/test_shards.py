@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -17,16 +14,8 @@ from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 
 from hf_sam.engines.gradient_sync import GradientSync
-from hf_sam.trainer.micro_batches import MicroBatch, Window
 from hf_sam.vectors.shards import Shards, as_shards, is_dtensor, local_shard
 from hf_sam.vectors.vectors import chunks, global_norm, same_kind, sum_of
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 def test_plain_parameters_stay_a_plain_list() -> None:
@@ -119,22 +108,3 @@ def test_fsdp2_reduces_where_it_is_told_and_every_mode_comes_back(group: None) -
     assert len(sync.mode()) == 5  # two groups with two switches, and the flag
     net.set_requires_all_reduce(True)
     assert sorted(sync.mode()) == [False] * 3 + [True] * 2
-
-
-def test_a_replay_reduces_where_the_first_pass_did(group: None) -> None:
-    net, flag = DistributedDataParallel(nn.Linear(1, 1)), SimpleNamespace(sync_gradients=False)
-    sync = GradientSync(net, flag)
-    window, seen = Window(net, sync=sync), []
-    for last in (False, True):
-        net.require_backward_grad_sync = flag.sync_gradients = last
-        micro_batch = MicroBatch({}, None, 2, window.random_state(), sync.mode())
-        micro_batch.clean_loss = torch.zeros(())
-        window.micro_batches.append(micro_batch)
-
-    def run(micro_batch: MicroBatch) -> torch.Tensor:
-        seen.append((net.require_backward_grad_sync, flag.sync_gradients))
-        return torch.zeros(())
-
-    window.replay(run)
-    assert seen == [(False, False), (True, True)]
-    assert (net.require_backward_grad_sync, flag.sync_gradients) == (True, True)

@@ -133,7 +133,7 @@ def test_a_replicated_parameter_is_rounded_alike_beside_shards_of_any_size(dtype
     for beside in (1, 10, PIECE + 5):
         params = [torch.ones(beside, dtype=dtype), torch.ones(3 * PIECE + 1, dtype=dtype)]
         directions = [torch.ones_like(p) for p in params]
-        Perturbation(params).apply(along(directions, 1e-3, torch.tensor(1.0)), StochasticRounding(5))
+        Perturbation(params, StochasticRounding(5)).apply(along(directions, 1e-3, torch.tensor(1.0)))
         found.append(params[1])
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
@@ -192,7 +192,7 @@ def test_beside_16_bit_weights_those_of_full_precision_move_as_ever(device: str)
     for rounding in (None, StochasticRounding(1)):
         params = [torch.ones(500, dtype=d, device=device) for d in (torch.float32, torch.bfloat16, torch.float32)]
         directions = [torch.full_like(p, 0.3) for p in params]
-        Perturbation(params).apply(along(directions, 1e-3, torch.tensor(1.0, device=device)), rounding)
+        Perturbation(params, rounding).apply(along(directions, 1e-3, torch.tensor(1.0, device=device)))
         found.append(params)
     nearest, chance = found
     assert same_bits(bits([nearest[0], nearest[2]]), bits([chance[0], chance[2]]))
@@ -204,8 +204,8 @@ def test_beside_16_bit_weights_those_of_full_precision_move_as_ever(device: str)
 def test_a_transposed_weight_is_perturbed_whole(dtype: torch.dtype) -> None:
     w = torch.full((300, 500), 0.02, dtype=dtype).t()
     direction = torch.ones(500, 300, dtype=dtype)
-    perturbation, start = Perturbation([w]), bits([w])
-    perturbation.apply(along([direction], 1e-6, torch.tensor(1.0)), StochasticRounding(1))
+    perturbation, start = Perturbation([w], StochasticRounding(1)), bits([w])
+    perturbation.apply(along([direction], 1e-6, torch.tensor(1.0)))
     moved = w.double() - 0.02
     assert (w.double().mean() - torch.tensor(0.02, dtype=dtype).double()).item() == pytest.approx(
         1e-6, abs=4 * moved.std().item() / math.sqrt(w.numel())
