@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the trained parameters are perturbed?"""
+"""Choices of the trained parameters that are perturbed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_sam.parameters.freeze import frozen_except
 from hf_sam.parameters.last_blocks import last_blocks
+from hf_sam.parameters.unwrap import unwrapped
 
 __all__ = ["checked_filter", "chosen", "frozen_except"]
 
@@ -76,7 +77,7 @@ def chosen(model: nn.Module, which: str, argument: str = ARGUMENT) -> dict[str, 
         argument: how the user typed it, for messages.
 
     Returns:
-        The parameters by name, as in `model.named_parameters()` and in its order; at least one.
+        The parameters by name, as in `named_parameters()` of the bare model and in its order; at least one.
 
     Raises:
         TypeError: if `which` is not a string.
@@ -91,8 +92,7 @@ def chosen(model: nn.Module, which: str, argument: str = ARGUMENT) -> dict[str, 
         ['2.weight', '2.bias']
     """
     checked_filter(which, argument)
-    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        model = model.module
+    model = unwrapped(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError(f"`{argument}` chooses from the trained parameters, and this model has none.")
