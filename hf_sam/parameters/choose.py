@@ -60,8 +60,8 @@ def chosen(model: nn.Module, which: str, argument: str = ARGUMENT) -> dict[str, 
     """Return the trained parameters of `model` that `which` chooses.
 
     - "all".
-    - "norm": those of normalisation layers (Mueller et al. 2023), by the class of the module that holds them, whoever
-      wrote it; "no_norm": the others.
+    - "norm": those of normalisation layers (Mueller et al. 2023), by the class of the module that holds them, in any
+      library's code; "no_norm": the others.
     - "last:k": the last k blocks of the main stack and what comes after them (pooler, final normalisation, head), so
       that the backward pass can stop there. Parameters that are also used before are left out: a head tied to the
       embedding, a bias of relative positions that all blocks share. In models of stages (Swin, ResNet) a stage is a

@@ -7,16 +7,14 @@ import torch
 from torch import Tensor
 
 from hf_sam.sharpness.loss_function import LossFunction
-
-ETA = 0.01
-"""Added to |w| in the adaptive norm, as in ASAM."""
+from hf_sam.variants.asam import is_scaled, scale_of
 
 
 def scales(loss_function: LossFunction, adaptive: bool) -> Tensor | None:
-    """Return T of the norm ||T^-1 eps||, a vector: ASAM's |w| + 0.01 on matrices and 1 on vectors; None for 1."""
+    """Return T of the norm ||T^-1 eps||, a vector: that of ASAM where `adaptive`; None for 1."""
     if not adaptive:
         return None
-    pieces = [p.detach().abs() + ETA if p.dim() > 1 else torch.ones_like(p) for p in loss_function.parameters]
+    pieces = [scale_of(p) if is_scaled(p) else torch.ones_like(p) for p in loss_function.parameters]
     return torch.cat([piece.reshape(-1) for piece in pieces]).to(loss_function.dtype)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sam._checks import checked_choice
+from hf_sam._checks import check_count, checked_choice
 from hf_sam.sharpness.lanczos import KEPT, extreme, grow, started
 from hf_sam.sharpness.loss_function import LossFunction
 
@@ -56,8 +56,7 @@ def eigenvalues(
         RuntimeError: if it does not converge.
     """
     checked_choice("top_eigenvalues(which=...)", which, WHICH)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= loss_function.size:
-        raise ValueError(f"`top_eigenvalues(k=...)` must be a whole number from 1 to {loss_function.size}, got {k!r}.")
+    check_count("top_eigenvalues", "k", k, most=loss_function.size)
     vectors = max(2 * k + 1, KEPT)
     if k == 1 and which != "SA":
         value, vector, residual, enough = extreme(loss_function, which, tol, seed)
@@ -91,8 +90,7 @@ def trace(loss_function: LossFunction, products: int, seed: int) -> list[float]:
     Raises:
         ValueError: for fewer than 6 products.
     """
-    if isinstance(products, bool) or not isinstance(products, int) or products < 6:
-        raise ValueError(f"`trace(products=...)` must be a whole number >= 6, got {products!r}.")
+    check_count("trace", "products", products, least=6)
     third = min(products // 3, loss_function.size)
     draw = _signs(loss_function, seed)
     basis, _ = torch.linalg.qr(loss_function.products(draw(third)).T)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long is a gradient, how long a perturbation, and how are many tensors worked on as one vector?"""
+"""Norms, inner products, pieces and copies of many tensors taken as one vector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hf_sam.vectors.shards import Shards, local_shard
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 PIECE = 2**17
-"""Elements that are worked on at once on a CPU: a few arrays of this length fit the second-level cache."""
+"""Elements in one piece on a CPU: a few arrays of this length fit the second-level cache."""
 
 
 def accumulation_dtype(tensors: list[Tensor]) -> torch.dtype:

@@ -188,7 +188,7 @@ def test_bad_settings_of_a_measurement_are_refused(call: Any, message: str) -> N
 def test_weights_that_are_not_in_memory_are_refused() -> None:
     model, examples = build("bert")
     model.classifier.to("meta")
-    with pytest.raises(NotImplementedError, match=r"in memory, and classifier\.weight is elsewhere"):
+    with pytest.raises(NotImplementedError, match=r"in memory, and classifier\.weight is not there"):
         SharpnessAnalyzer(model, examples)
 
 

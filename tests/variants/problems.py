@@ -19,11 +19,7 @@ RHO = 0.3
 
 # Further options worth the same checks; a variant's defaults are always checked.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "asam": [
-        {"eta": 0.0, "scaled": "all"},
-        {"eta": 0.5, "scaled": "named_weight"},
-        {"eta": 0.0, "scaled": "all", "power": 1, "weighted_norm": False},
-    ],
+    "asam": [{"eta": 0.0}, {"eta": 0.5}],
     "gsam": [{"alpha": 0.0}, {"alpha": 3.0}],
     "friendly": [{"sigma": 0.5, "lmbda": 0.6}, {"sigma": 0.0, "lmbda": 0.0}],
     "looksam": [{"k": 1, "alpha": 0.7}],

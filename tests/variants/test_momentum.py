@@ -369,7 +369,7 @@ def test_an_optimizer_that_will_keep_none_is_refused_before_its_first_step(name:
         with pytest.raises(ValueError, match=re.escape(problem)) as error:
             refuse()
         assert "Take AdamW or another Adam (optim='adamw_torch_fused')" in str(error.value)
-        assert "or another direction, such as 'sam'." in str(error.value)
+        assert "or another variant, such as 'sam'." in str(error.value)
 
 
 @every_keeper

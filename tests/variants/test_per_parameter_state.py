@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_sam.variants.per_parameter_state import Memory
+from hf_sam.variants.per_parameter_state import PerParameterState
 from tests.compare import bits, same_bits
 
 SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "b.weight": (2, 3)}
@@ -19,8 +19,8 @@ def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.zeros(shape, dtype=dtype)) for name, shape in SHAPES.items()}
 
 
-def filled(params: dict[str, nn.Parameter], named: bool = True) -> Memory:
-    memory = Memory("mean")
+def filled(params: dict[str, nn.Parameter], named: bool = True) -> PerParameterState:
+    memory = PerParameterState("mean")
     if named:
         memory.prepare(params.items())
     for i, tensor in enumerate(memory.of(list(params.values()))):
@@ -34,7 +34,7 @@ def same(left: list[Tensor], right: list[Tensor]) -> bool:
 
 def test_it_starts_at_zero_and_stays_with_the_parameter() -> None:
     params = list(parameters().values())
-    memory = Memory("mean")
+    memory = PerParameterState("mean")
     memory.of(params[1:])[0].fill_(5)
     first, second, _ = memory.of(params)
     assert not first.any()
@@ -48,11 +48,11 @@ def test_it_starts_at_zero_and_stays_with_the_parameter() -> None:
 )
 def test_it_keeps_at_least_32_bits_in_the_layout_of_the_parameter(dtype: torch.dtype, kept: torch.dtype) -> None:
     p = nn.Parameter(torch.zeros(2, 3, 4, 5, dtype=dtype).to(memory_format=torch.channels_last))
-    memory = Memory("mean")
+    memory = PerParameterState("mean")
     (tensor,) = memory.of([p])
     assert (tensor.dtype, tensor.shape, tensor.stride()) == (kept, p.shape, p.stride())
     tensor.copy_(torch.randn(2, 3, 4, 5))
-    again = Memory("mean")
+    again = PerParameterState("mean")
     again.load_state_dict({k: v.contiguous() for k, v in memory.state_dict().items()})
     assert again.of([p])[0].stride() == p.stride()
     assert torch.equal(again.of([p])[0], tensor)
@@ -61,7 +61,7 @@ def test_it_keeps_at_least_32_bits_in_the_layout_of_the_parameter(dtype: torch.d
 def test_names_are_keys_and_so_is_the_order_of_those_without() -> None:
     params = parameters()
     assert list(filled(params).state_dict()) == [f"mean.{name}" for name in SHAPES]
-    memory = Memory("mean")
+    memory = PerParameterState("mean")
     memory.prepare([("a.weight", params["a.weight"]), ("also.a.weight", params["a.weight"])])  # tied
     memory.of([params["b.weight"], params["a.weight"], params["a.bias"]])
     assert list(memory.state_dict()) == ["mean#0", "mean.a.weight", "mean#1"]
@@ -69,7 +69,7 @@ def test_names_are_keys_and_so_is_the_order_of_those_without() -> None:
 
 @pytest.mark.parametrize("when", ["before prepare", "after prepare", "after use"])
 def test_what_is_loaded_reaches_its_parameter(when: str) -> None:
-    state, params, memory = filled(parameters()).state_dict(), parameters(), Memory("mean")
+    state, params, memory = filled(parameters()).state_dict(), parameters(), PerParameterState("mean")
     if when == "before prepare":
         memory.load_state_dict(state)
     memory.prepare(params.items())
@@ -82,13 +82,13 @@ def test_what_is_loaded_reaches_its_parameter(when: str) -> None:
 
 
 def test_what_is_loaded_without_names_goes_by_order() -> None:
-    state, memory = filled(parameters(), named=False).state_dict(), Memory("mean")
+    state, memory = filled(parameters(), named=False).state_dict(), PerParameterState("mean")
     memory.load_state_dict(state)
     assert same(memory.of(list(parameters().values())), list(state.values()))
 
 
 def test_what_was_not_asked_for_is_saved_again() -> None:
-    state, params, memory = filled(parameters()).state_dict(), parameters(), Memory("mean")
+    state, params, memory = filled(parameters()).state_dict(), parameters(), PerParameterState("mean")
     memory.load_state_dict(state)
     memory.prepare(params.items())
     memory.of([params["a.bias"]])[0].fill_(1)
@@ -99,7 +99,7 @@ def test_what_was_not_asked_for_is_saved_again() -> None:
 
 
 def test_what_is_loaded_is_copied() -> None:
-    state, memory = filled(parameters(), named=False).state_dict(), Memory("mean")
+    state, memory = filled(parameters(), named=False).state_dict(), PerParameterState("mean")
     before = {name: tensor.clone() for name, tensor in state.items()}
     memory.load_state_dict(state)
     for tensor in memory.of(list(parameters().values())):
@@ -111,10 +111,10 @@ def test_what_is_loaded_is_copied() -> None:
 # A checkpoint may come from anybody
 # ----------------------------------------------------------------------------------------------------------------------
 BAD: list[tuple[Any, Any, str]] = [
-    ("median.a.bias", torch.zeros(3), r"the state's 'median\.a\.bias' is nothing that this direction keeps"),
-    ("mean", torch.zeros(3), r"the state's 'mean' is nothing that this direction keeps"),
-    ("mean#x", torch.zeros(3), r"the state's 'mean#x' is nothing that this direction keeps"),
-    ("mean#1\n", torch.zeros(3), r"is nothing that this direction keeps"),
+    ("median.a.bias", torch.zeros(3), r"the state's 'median\.a\.bias' is nothing that this variant keeps"),
+    ("mean", torch.zeros(3), r"the state's 'mean' is nothing that this variant keeps"),
+    ("mean#x", torch.zeros(3), r"the state's 'mean#x' is nothing that this variant keeps"),
+    ("mean#1\n", torch.zeros(3), r"is nothing that this variant keeps"),
     ("mean.c", torch.zeros(3), r"'mean\.c' belongs to no parameter of this model"),
     ("mean.a.bias", 1.5, r"'mean\.a\.bias' must be a tensor of float32 or float64, got float"),
     ("mean.a.bias", torch.zeros(3, dtype=torch.int64), r"must be a tensor of float32 or float64, got torch\.int64"),
@@ -146,7 +146,7 @@ def test_what_is_no_memory_is_refused_and_nothing_changes(key: Any, value: Any, 
     ids=str,
 )
 def test_another_shape_or_dtype_is_refused_at_first_use(value: Tensor, message: str) -> None:
-    params, memory = parameters(), Memory("mean")
+    params, memory = parameters(), PerParameterState("mean")
     memory.prepare(params.items())
     memory.load_state_dict({"mean.a.bias": value})
     with pytest.raises(ValueError, match=message):
@@ -154,7 +154,7 @@ def test_another_shape_or_dtype_is_refused_at_first_use(value: Tensor, message: 
 
 
 def test_an_unknown_name_is_refused_when_the_names_are_learned_later() -> None:
-    memory = Memory("mean")
+    memory = PerParameterState("mean")
     memory.load_state_dict({"mean.c": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"'mean\.c' belongs to no parameter"):
         memory.prepare(parameters().items())
@@ -162,7 +162,7 @@ def test_an_unknown_name_is_refused_when_the_names_are_learned_later() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_names_on_one_side_only_are_refused(named: bool) -> None:
-    params, memory = parameters(), Memory("mean")
+    params, memory = parameters(), PerParameterState("mean")
     memory.load_state_dict(filled(parameters(), named).state_dict())
     if not named:
         memory.prepare(params.items())
