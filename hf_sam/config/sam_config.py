@@ -49,7 +49,7 @@ class SAMConfig:
         sam_sharpness_weight: a in g + a (h - g), the gradient for the optimizer, >= 0; 1 is h.
         sam_renormalise: whether that gradient is given the length of the clean one; experimental.
 
-    Experimental is what no measured result speaks for yet; it may change or go.
+    Experimental: no measured run has gained by it yet, and it may change or be removed.
 
     Raises:
         ValueError: if a value is out of range, or two of them do not go together.

@@ -21,7 +21,7 @@ from hf_sam.vectors.vectors import global_norm
 class LossBudget(Constant):
     """min(sigma / ||g||, rho): the loss rises by sigma to first order, whatever the length of the gradient.
 
-    As LE-SAM (2026), with a constant sigma. *Experimental*: no measured result speaks for it yet.
+    As LE-SAM (2026), with a constant sigma. *Experimental*: no measured run has gained by it yet.
 
     Args:
         rho: the largest radius.
@@ -47,7 +47,7 @@ class TargetAscent(Radius):
 
     rho *= clip(sqrt(target / observed), 1 / (1 + max_change), 1 + max_change) after each step, in [rho_min, rho_max],
     where observed is the ratio of running means of rise and loss, which each step measures anyway. *Experimental*: no
-    measured result speaks for it yet.
+    measured run has gained by it yet.
 
     Args:
         rho: the radius to begin with.

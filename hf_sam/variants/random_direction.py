@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random perturbation, a control: is it the direction that helps, or any step of that length."""
+"""Random perturbation, a control.
+
+Is it the direction that helps, or any step of that length?
+"""
 
 from __future__ import annotations
 

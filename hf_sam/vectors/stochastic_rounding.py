@@ -27,7 +27,7 @@ def seed_from(*parts: int) -> int:
 class StochasticRounding:
     """An adder for weights of 16 bits that rounds up or down by chance, so that the expected value is the exact sum.
 
-    *Experimental*: no measured result speaks for it yet.
+    *Experimental*: no measured run has gained by it yet.
 
     The sum itself is taken in float32. A sum that the weight's type can hold stays as it is; one beyond its largest
     number may become infinite, as in rounding to nearest.

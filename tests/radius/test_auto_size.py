@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import SAMConfig
-from hf_sam.radius.auto import CHECK, ETA, PATIENCE, Auto, AutoRise, AutoSize, size_along
+from hf_sam.radius.auto import CHECK, PATIENCE, Auto, AutoRise, AutoSize, size_along
+from hf_sam.variants.asam import ETA
 from hf_sam.step_context import StepContext
 from hf_sam.trainer.step_planner import StepPlanner
 from hf_sam.variants import make_variant

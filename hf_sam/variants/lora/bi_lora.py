@@ -56,7 +56,7 @@ class Branch:
 class BiLoRA(Regulariser):
     """Bi-LoRA (Liu et al., ICLR 2026, eq. 8 to 10 and algorithm 1): a second LoRA climbs while the first one descends.
 
-    *Experimental*: no measured result speaks for it yet.
+    *Experimental*: no measured run has gained by it yet.
 
     The model computes with W + s B A + B2 A2. One backward pass gives the gradients of both; A and B take the
     optimizer's step, A2 and B2 a step of the same learning rate upwards. Then

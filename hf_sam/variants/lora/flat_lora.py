@@ -37,7 +37,7 @@ SHARDED = (
 class FlatLoRA(OnePass):
     """Flat-LoRA (Li et al., ICML 2025): a step at W + s B A + noise, in one pass.
 
-    *Experimental*: no measured result speaks for it yet.
+    *Experimental*: no measured run has gained by it yet.
 
     The noise on row i of the merged weight W' = W + s B A is normal with standard deviation
 
