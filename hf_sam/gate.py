@@ -32,7 +32,7 @@ class Gate:
 
     @property
     def always(self) -> bool:
-        """Whether no step is left out, whatever the run."""
+        """Whether no step is left out in any run."""
         return self.start == 0.0 and self.stop == 1.0 and self.every == 1
 
     def in_time(self, context: StepContext) -> bool:

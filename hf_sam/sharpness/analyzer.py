@@ -49,7 +49,7 @@ class SharpnessAnalyzer:
         max_examples: at most so many, a seeded choice. They are kept in memory.
         parameters: which ones to move and differentiate by: "trainable", or a choice of `sam_parameters`: "norm",
             "no_norm", "last:k", "adapters", a regular expression. All of them trainable.
-        dtype: "float32" or "float64", whatever the weights are stored in, without autocast; "as loaded" keeps both.
+        dtype: "float32" or "float64", for weights stored in any dtype and without autocast; "as loaded" keeps both.
         seed: of the choice of examples and of everything random.
         loss: (model, batch) -> (mean loss, number of terms in the mean), in place of the model's own.
         graphs: batches whose graph stays in memory from one product with the Hessian to the next: over these a product

@@ -123,9 +123,9 @@ class Variant(ABC):
         return perturbed
 
     def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
-        """Overwrite `epsilon`, as it was realised, with a vector parallel to the clean gradient, where it is not.
+        """Overwrite `epsilon`, as it was realised, with a vector parallel to the clean gradient, where it is not one.
 
-        Asked only where `recovers_gradient`. Here nothing is changed: epsilon is parallel to g.
+        Called only where `recovers_gradient` is set. This one changes nothing: epsilon is parallel to g.
 
         Args:
             params: the parameters concerned, which may be seen in pieces.
