@@ -21,8 +21,8 @@ ROUNDING = 8
 class LookSAM(Variant):
     """LookSAM (Liu et al. 2022, algorithm 1).
 
-    Every k-th step is one of SAM and keeps g_v, the part of h that is orthogonal to g. The steps between add g_v to their
-    gradient:
+    Every k-th step is one of SAM and keeps g_v, the part of h that is orthogonal to g. The steps between add g_v to
+    their gradient:
 
         g_v = h - <h, g> / <g, g> * g          g + alpha * ||g|| / ||g_v|| * g_v
 
