@@ -44,7 +44,7 @@ __all__ = [  # noqa: RUF022 (by subject, not by letter)
     "RangeTest",
     # the step, for any loop
     "sharpness_aware_grad",
-    # directions
+    # variants
     "VARIANTS",
     "SAM",
     "ASAM",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a setting a number in its range, one of its choices, an option that exists?"""
+"""Checks of what a user gives: numbers in their range, one of several choices, options that exist."""
 
 from __future__ import annotations
 
@@ -56,10 +56,38 @@ def check_number(
     return number
 
 
-def check_count(where: str, name: str, value: Any, *, least: int = 1) -> None:
-    """Raise unless `value` is a whole number >= `least`; the message says `where(name=...)`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"`{where}({name}=...)` must be a whole number >= {least}, got {value!r}.")
+def is_count(value: Any, least: float = 1, most: float = math.inf) -> bool:
+    """Return whether `value` is a whole number from `least` to `most`; True and 2.0 are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def check_count(
+    where: str,
+    name: str,
+    value: Any,
+    *,
+    least: int = 1,
+    most: float = math.inf,
+    wrong_type: type[Exception] = ValueError,
+) -> int:
+    """Return `value`; raise unless it is a whole number from `least` to `most`.
+
+    Args:
+        where: what the option belongs to, for the message: `where(name=...)`.
+        name: of the option.
+        value: what the user gave.
+        least: smallest allowed.
+        most: largest allowed.
+        wrong_type: what to raise if `value` is no whole number at all.
+
+    Raises:
+        ValueError: if it is out of range.
+    """
+    if is_count(value, least, most):
+        return int(value)
+    rule = f">= {least}" if most == math.inf else f"from {least} to {most}"
+    error = ValueError if is_count(value, -math.inf) else wrong_type
+    raise error(f"`{where}({name}=...)` must be a whole number {rule}, got {value!r}.")
 
 
 def checked_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
@@ -70,7 +98,7 @@ def checked_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def known_options(argument: str, name: str, options: Iterable[str], kwargs: Mapping[str, Any] | None) -> None:
-    """Raise ValueError if `kwargs`, given for the choice `name` of `argument`, has a key that is none of `options`."""
+    """Raise ValueError if `kwargs`, given for the choice `name` of `argument`, has a key that is not in `options`."""
     options = list(options)
     unknown = sorted(set(kwargs or {}) - set(options), key=str)
     if unknown:
@@ -79,7 +107,9 @@ def known_options(argument: str, name: str, options: Iterable[str], kwargs: Mapp
 
 
 def parsed_kwargs(argument: str, value: Any, example: str) -> dict[str, Any] | None:
-    """Return options given as a mapping, as the command line's JSON object, or not at all, as a new dict or None.
+    """Return the options as a new dict, or None where there are none.
+
+    A user gives them as a mapping, or as the command line's JSON object.
 
     Raises:
         TypeError: if they are something else.
@@ -94,4 +124,4 @@ def parsed_kwargs(argument: str, value: Any, example: str) -> dict[str, Any] | N
             ) from None
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"`SAMConfig({argument}=...)` must be a mapping or None, got {value!r}.")
-    return None if value is None else dict(value)  # its own: whoever changes theirs is seen to have changed it
+    return None if value is None else dict(value)  # a copy, so that a change of the user's mapping is seen

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which steps perturb the weights? The others are plain steps, at a plain step's cost."""
+"""Choices of the steps that perturb the weights. The others are plain steps, at a plain step's cost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WARMUP = "warmup"
 
 
 class Gate:
-    """Open from a share of the run to another, at every k-th step.
+    """A gate that is open from a share of the run to another, at every k-th step.
 
     Args:
         start: share of the optimizer steps before the first perturbation, in [0, 1]; or "warmup".
@@ -32,14 +32,14 @@ class Gate:
 
     @property
     def always(self) -> bool:
-        """Whether no step is left out, whatever the run."""
+        """Whether no step is left out in any run."""
         return self.start == 0.0 and self.stop == 1.0 and self.every == 1
 
     def in_time(self, context: StepContext) -> bool:
         """Return whether `context` is between start and stop.
 
         Raises:
-            ValueError: if that depends on the length of the run and nobody knows it.
+            ValueError: if that depends on the length of the run, and it is not known.
         """
         by_share = self.stop < 1.0 or (self.start != WARMUP and self.start != 0.0)
         if by_share and not context.steps:
@@ -57,7 +57,7 @@ class Gate:
 
 
 def _steps_in(share: float, context: StepContext) -> int:
-    """Return how many steps begin before a share of the run is over; 0.07 of 100 are 7, whatever floats make of it."""
+    """Return how many steps begin before a share of the run is over; 0.07 of 100 is 7, in spite of rounding."""
     return math.ceil(round(share * context.steps, 6))
 
 
@@ -65,8 +65,8 @@ class GradientNormTest:
     """AE-SAM's test (Jiang et al. 2023): perturb where the gradient is large for its time.
 
     With running mean mu and variance s^2 of ||g||^2 (weight of the past: `delta`), a step perturbs if
-    ||g||^2 >= mu + c s, where c goes in a straight line from `c_start` to `c_end`: rarely in the beginning, mostly in
-    the end. The answer is needed on the host: one synchronisation a step on an accelerator.
+    ||g||^2 >= mu + c s, where c goes in a straight line from `c_start` to `c_end`: few steps perturb at the beginning,
+    most at the end. The host needs the answer, so an accelerator is waited for once a step.
 
     Args:
         delta: weight of the past in the running mean and variance, in [0, 1).
@@ -83,10 +83,10 @@ class GradientNormTest:
     def passes(self, squared_norm: Tensor, context: StepContext) -> bool:
         """Take in ||g||^2 (without loss scale, the same on every process) and return whether to perturb.
 
-        A gradient that is not finite changes nothing; the step then goes on, and is counted as skipped.
+        A gradient that is not finite does not enter mean and variance. Its step goes on, and is counted as skipped.
 
         Raises:
-            ValueError: if c depends on the length of the run and nobody knows it.
+            ValueError: if c depends on the length of the run, and it is not known.
         """
         if self.c_start != self.c_end and not context.steps:
             raise ValueError(

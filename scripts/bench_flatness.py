@@ -158,13 +158,13 @@ def taken_apart(batches: Batches) -> list[dict[str, Tensor]]:
 
 def gradient_cost(model: nn.Module, batches: Batches) -> float:
     """Return the time of one product with the Hessian in gradients, the median of three pairs."""
-    problem = SharpnessAnalyzer(model, taken_apart(batches), batch_size=len(batches[0]["labels"])).problem
-    v, ratios = torch.randn(1, problem.size), []
+    loss_function = SharpnessAnalyzer(model, taken_apart(batches), batch_size=len(batches[0]["labels"])).loss_function
+    v, ratios = torch.randn(1, loss_function.size), []
     for _ in range(4):
         start = time.process_time()
-        problem.gradient()
+        loss_function.gradient()
         middle = time.process_time()
-        problem.products(v)
+        loss_function.products(v)
         ratios.append((time.process_time() - middle) / (middle - start))
     return statistics.median(ratios[1:])
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hf_sam import VARIANTS, SAMConfig
-from hf_sam._checks import check_number, checked_choice, known_options, parsed_kwargs
+from hf_sam._checks import check_count, check_number, checked_choice, is_count, known_options, parsed_kwargs
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -58,6 +58,33 @@ def test_the_bounds_are_kept_and_named(
         with pytest.raises(ValueError, match="must be") as caught:
             check_number("Where", "x", value, **bounds)
         assert str(caught.value) == f"`Where(x=...)` must be a finite number{rule}, got {value!r}."
+
+
+@pytest.mark.parametrize(
+    ("bounds", "rule", "inside", "outside"),
+    [
+        ({}, ">= 1", [1, 10**400], [0, -1]),
+        ({"least": 0}, ">= 0", [0], [-1]),
+        ({"least": 1, "most": 9}, "from 1 to 9", [1, 9], [0, 10]),
+    ],
+)
+def test_whole_numbers_within_the_bounds_pass_and_others_are_refused(
+    bounds: dict[str, int], rule: str, inside: list[int], outside: list[int]
+) -> None:
+    assert [check_count("Where", "x", value, **bounds) for value in inside] == inside
+    no_whole_numbers = [True, 2.0, "2", None, math.nan, np.int64(2)]
+    assert not any(is_count(value, **bounds) for value in (*outside, *no_whole_numbers))
+    for value in (*outside, *no_whole_numbers):
+        with pytest.raises(ValueError, match="must be") as caught:
+            check_count("Where", "x", value, **bounds)
+        assert str(caught.value) == f"`Where(x=...)` must be a whole number {rule}, got {value!r}."
+
+
+def test_a_wrong_type_of_count_raises_what_was_asked_for() -> None:
+    with pytest.raises(TypeError, match=r"whole number >= 1, got 2\.0"):
+        check_count("Where", "x", 2.0, wrong_type=TypeError)
+    with pytest.raises(ValueError, match="whole number >= 1, got 0"):
+        check_count("Where", "x", 0, wrong_type=TypeError)
 
 
 @pytest.mark.parametrize("value", ["c", "", None, 0, ["a"], "A"])

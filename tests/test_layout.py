@@ -18,7 +18,7 @@ PACKAGE = "hf_sam"
 # Level of everything at the top of the package; an import goes to the same level or a lower one. A new folder needs a
 # line here, and one in the design.
 LEVELS = {
-    "_checks": 1, "step_context": 1, "parameters": 1, "vectors": 1,
+    "_checks": 1, "_model_card": 1, "step_context": 1, "parameters": 1, "vectors": 1,
     "gate": 2, "variants": 2,
     "radius": 3, "step": 3,
     "config": 4, "functional": 4, "sharpness": 4,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which settings do not go together, and why?"""
+"""Settings that do not go together, each with the reason and the way out."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from hf_sam.radius.schedules import AUTO, Radius
 from hf_sam.variants import Variant
 
 
-def refuse_combinations(config: Any, direction: Variant, radius: Radius) -> None:
-    """Raise for settings that are right alone and wrong together.
+def refuse_combinations(config: Any, variant: Variant, radius: Radius) -> None:
+    """Raise for settings that are each right but do not go together.
 
     Args:
         config: a `SAMConfig` whose fields are checked one by one.
-        direction: the direction it names.
+        variant: the one it names.
         radius: the radius it describes.
 
     Raises:
         ValueError: naming both, the reason and the way out.
     """
-    checks = [_of_one_pass(config, direction, radius)] if direction.passes != "two" else []
-    for what, reason in (*(pair for check in checks for pair in check), *_of_two(config, direction)):
+    checks = [_of_one_pass(config, variant, radius)] if variant.passes != "two" else []
+    for what, reason in (*(pair for check in checks for pair in check), *_of_two(config, variant)):
         name = f"sam_variant={config.sam_variant!r}"
         raise ValueError(f"`SAMConfig({what})` does not go with {reason.format(name=name)}")
 
 
-def _of_one_pass(config: Any, direction: Variant, radius: Radius) -> Iterator[tuple[str, str]]:
+def _of_one_pass(config: Any, variant: Variant, radius: Radius) -> Iterator[tuple[str, str]]:
     """Yield what a step without a clean gradient cannot do."""
     no_gradient = "{name}: its steps compute no clean gradient. Leave it out, or use sam_variant='sam'."
     if config.ascent_fraction != 1:
@@ -43,14 +43,14 @@ def _of_one_pass(config: Any, direction: Variant, radius: Radius) -> Iterator[tu
     if config.sam_scope != "batch":
         reason = "{name}, which perturbs all data alike. Leave sam_scope='batch'."
         yield f"sam_scope={config.sam_scope!r}", reason
-    if config.sam_parameters != "all" and not direction.filters:
+    if config.sam_parameters != "all" and not variant.filters:
         reason = "{name}, which chooses for itself what it changes. Leave sam_parameters='all'."
         yield f"sam_parameters={config.sam_parameters!r}", reason
 
 
-def _of_two(config: Any, direction: Variant) -> Iterator[tuple[str, str]]:
+def _of_two(config: Any, variant: Variant) -> Iterator[tuple[str, str]]:
     """Yield what two passes cannot do together."""
-    what = _mixing(config, direction) if direction.passes == "two" else None
+    what = _mixing(config, variant) if variant.passes == "two" else None
     mixes = f"{what}, which mixes in the clean gradient: that is computed "
     if config.sam_parameters != "all" and what:
         reason = mixes + "for the perturbed parameters only. Leave sam_parameters='all'."
@@ -58,24 +58,24 @@ def _of_two(config: Any, direction: Variant) -> Iterator[tuple[str, str]]:
     if config.ascent_fraction != 1 and what:
         reason = mixes + "from a part of the examples only. Leave ascent_fraction=1."
         yield f"ascent_fraction={config.ascent_fraction}", reason
-    if config.rho == AUTO and not direction.adapts_radius:
+    if config.rho == AUTO and not variant.adapts_radius:
         yield "rho='auto'", "{name}, whose rho is no length of a perturbation. Leave rho out for its default."
     if config.rho == AUTO and config.rho_schedule != "constant":
         yield "rho='auto'", f"rho_schedule={config.rho_schedule!r}: it is a schedule itself. Leave rho_schedule out."
-    if direction.every > 1 and config.sam_every != 1:
+    if variant.every > 1 and config.sam_every != 1:
         yield f"sam_every={config.sam_every}", "{name}, whose option k says the same. Set k in sam_variant_kwargs."
-    if direction.every > 1 and config.sam_gate != "always":
+    if variant.every > 1 and config.sam_gate != "always":
         yield f"sam_gate={config.sam_gate!r}", "{name}, which needs its turn. Leave sam_gate='always'."
-    if direction.every > 1 and config.sam_scope != "batch":
+    if variant.every > 1 and config.sam_scope != "batch":
         reason = "{name}, which adds one direction to the whole step's gradient. Use sam_scope='batch'."
         yield f"sam_scope={config.sam_scope!r}", reason
     if config.sam_gate != "always":
         yield from _of_the_test(config)
 
 
-def _mixing(config: Any, direction: Variant) -> str | None:
+def _mixing(config: Any, variant: Variant) -> str | None:
     """Return what puts the clean gradient into the one for the optimizer, None if nothing does."""
-    if direction.combines:
+    if variant.combines:
         return "{name}"
     if config.sam_sharpness_weight != 1:
         return f"sam_sharpness_weight={config.sam_sharpness_weight}"
@@ -83,7 +83,7 @@ def _mixing(config: Any, direction: Variant) -> str | None:
 
 
 def _of_the_test(config: Any) -> Iterator[tuple[str, str]]:
-    """Yield what keeps the clean gradient from being a plain step's, which it is where the test closes the gate."""
+    """Yield what makes the clean gradient another one than a plain step's, which a step left out by the test needs."""
     gate = f"sam_gate={config.sam_gate!r}: a step that it leaves out needs the whole clean gradient. "
     if config.ascent_fraction != 1:
         yield f"ascent_fraction={config.ascent_fraction}", gate + "Leave ascent_fraction=1."

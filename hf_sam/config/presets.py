@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which combinations of settings are worth a name?"""
+"""Named combinations of settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # For LoRA, in one pass.
     "lora": {"sam_variant": "nbar", "rho_schedule": "linear"},
 }
-"""Settings by the name in `SAMConfig.preset`. What each costs and was seen to gain is in the README."""
+"""Settings by the name in `SAMConfig.preset`. The README has what each costs and what it gained."""
 
 
 def preset_settings(name: str, changes: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can a user set, and which values make sense?"""
+"""The settings of a user, checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_sam._checks import check_number, checked_choice, parsed_kwargs
+from hf_sam._checks import check_count, check_number, checked_choice, parsed_kwargs
 from hf_sam.config.conflicts import refuse_combinations
 from hf_sam.config.presets import preset_settings
 from hf_sam.gate import GATES, WARMUP, Gate, make_test
@@ -31,12 +31,13 @@ class SAMConfig:
 
     Args:
         rho: radius of the perturbation, in the units of the weights' Euclidean norm, >= 0; "auto" to have it found,
-            with plain steps in the first four epochs; None for the direction's default.
-        sam_variant: name of the direction, or "none".
-        sam_variant_kwargs: options of the direction; a mapping, or a JSON object as a string.
+            with plain steps in the first four epochs; None for the variant's default.
+        sam_variant: name of the variant, or "none"; "flat_lora" and "bi_lora" are experimental.
+        sam_variant_kwargs: options of the variant; a mapping, or a JSON object as a string.
         sam_scope: which data shares one perturbation.
-        sam_rounding: how weights stored in 16 bits take a perturbation that is finer than they are.
-        rho_schedule: how the radius changes over the run.
+        sam_rounding: how weights stored in 16 bits take a perturbation that is finer than they are; "stochastic" is
+            experimental.
+        rho_schedule: how the radius changes over the run; "loss_budget" and "target_ascent" are experimental.
         rho_schedule_kwargs: options of the schedule; a mapping, or a JSON object as a string.
         sam_parameters: which parameters are perturbed.
         sam_start: when perturbations begin, as a share of the run in [0, 1], or "warmup".
@@ -46,7 +47,9 @@ class SAMConfig:
         sam_gate_kwargs: options of that test; a mapping, or a JSON object as a string.
         ascent_fraction: share of the examples that the ascent gradient is computed from, in (0, 1].
         sam_sharpness_weight: a in g + a (h - g), the gradient for the optimizer, >= 0; 1 is h.
-        sam_renormalise: whether that gradient is given the length of the clean one.
+        sam_renormalise: whether that gradient is given the length of the clean one; experimental.
+
+    Experimental: no measured run has gained by it yet, and it may change or be removed.
 
     Raises:
         ValueError: if a value is out of range, or two of them do not go together.
@@ -65,18 +68,19 @@ class SAMConfig:
         default=None,
         metadata={
             "help": "Radius of the perturbation (Foret et al. 2021): a Euclidean norm over all perturbed weights, "
-            ">= 0, or auto; around 0.01 to 0.2 for sam, 0.2 to 1.0 for asam. The direction's default if left out."
+            ">= 0, or auto; around 0.01 to 0.2 for sam, 0.2 to 1.0 for asam. The variant's default if left out."
         },
     )
     sam_variant: str = field(
         default="sam",
-        metadata={"help": f"Direction of the perturbation: {', '.join(VARIANTS)}, or none (the plain Trainer)."},
+        metadata={
+            "help": f"Which way the perturbation points: {', '.join(VARIANTS)}, or none (the plain Trainer). "
+            "Experimental: flat_lora, bi_lora."
+        },
     )
     sam_variant_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={
-            "help": "Options of the direction, as a mapping or a JSON object such as '{\"eta\": 0.01}' for asam."
-        },
+        metadata={"help": "Options of the variant, as a mapping or a JSON object such as '{\"eta\": 0.01}' for asam."},
     )
     sam_scope: str = field(
         default="batch",
@@ -89,14 +93,15 @@ class SAMConfig:
         default="nearest",
         metadata={
             "help": "How weights stored in bfloat16 or float16 take a perturbation finer than they are: nearest (much "
-            "of it is lost) or stochastic (right on average, with noise). Weights in float32 take all of it either way."
+            "of it is lost) or stochastic (right on average, with noise; experimental). Weights in float32 take all "
+            "of it either way."
         },
     )
     rho_schedule: str = field(
         default="constant",
         metadata={
             "help": "How the radius changes over the run: constant, warmup (0 until the learning rate has warmed up), "
-            "linear, cosine, lr (tied to the learning rate), loss_budget (sigma / ||g||), target_ascent."
+            "linear, cosine, lr (tied to the learning rate). Experimental: loss_budget (sigma / ||g||), target_ascent."
         },
     )
     rho_schedule_kwargs: dict[str, Any] | str | None = field(
@@ -116,7 +121,7 @@ class SAMConfig:
         default=None,
         metadata={
             "help": "When perturbations begin: a share of the run in [0, 1], or warmup (when the learning rate has "
-            "warmed up). The direction's default if left out: warmup for momentum, else 0. Other steps are plain ones."
+            "warmed up). The variant's default if left out: warmup for momentum, else 0. Other steps are plain ones."
         },
     )
     sam_stop: float = field(default=1.0, metadata={"help": "When perturbations end, as a share of the run in [0, 1]."})
@@ -140,7 +145,8 @@ class SAMConfig:
         metadata={"help": "a in g + a (h - g), the optimizer's gradient (WSAM: gamma / (1 - gamma)), >= 0; 1 is SAM."},
     )
     sam_renormalise: bool = field(
-        default=False, metadata={"help": "Give the gradient at the perturbed weights the clean gradient's length."}
+        default=False,
+        metadata={"help": "Give the gradient at the perturbed weights the clean gradient's length. Experimental."},
     )
 
     @classmethod
@@ -198,8 +204,7 @@ class SAMConfig:
                 f"`SAMConfig(sam_start=...)` must be below sam_stop, got {self.sam_start} and {self.sam_stop}: no step "
                 "would perturb. sam_variant='none' is the plain Trainer."
             )
-        if isinstance(self.sam_every, bool) or not isinstance(self.sam_every, int) or self.sam_every < 1:
-            raise ValueError(f"`SAMConfig(sam_every=...)` must be a whole number >= 1, got {self.sam_every!r}.")
+        check_count("SAMConfig", "sam_every", self.sam_every)
         self.ascent_fraction = check_number("SAMConfig", "ascent_fraction", self.ascent_fraction, above=0, most=1)
         self.sam_sharpness_weight = check_number(
             "SAMConfig", "sam_sharpness_weight", self.sam_sharpness_weight, least=0
@@ -209,25 +214,25 @@ class SAMConfig:
 
 
 def variant_of(config: SAMConfig) -> Variant:
-    """Return a new instance of the direction that `config` names; it must not be "none"."""
+    """Return a new instance of the variant that `config` names; it must not be "none"."""
     return make_variant(config.sam_variant, _mapping(config.sam_variant_kwargs))
 
 
 def radius_of(config: SAMConfig) -> Radius:
     """Return a new instance of the radius that `config` describes."""
     if config.rho == AUTO:
-        direction = variant_of(config)
-        if direction.passes != "two":
-            return AutoSize(direction.auto_strength, scale_free=direction.scale_free)
+        variant = variant_of(config)
+        if variant.passes != "two":
+            return AutoSize(variant.auto_strength, scale_free=variant.scale_free)
         # The noise of a gradient from a share f of the examples is 1 / sqrt(f) times as long, and rho is divided by its
         # norm: this gives rho the length that it would have with all of them.
-        return AutoRise(direction.auto_strength / math.sqrt(config.ascent_fraction), scale_free=direction.scale_free)
+        return AutoRise(variant.auto_strength / math.sqrt(config.ascent_fraction), scale_free=variant.scale_free)
     return make_radius(float(config.rho or 0.0), config.rho_schedule, _mapping(config.rho_schedule_kwargs))
 
 
-def gate_of(config: SAMConfig, direction: Variant) -> Gate:
-    """Return the gate that `config` describes for this direction."""
-    start = config.sam_start if config.sam_start is not None else (WARMUP if direction.off_in_warmup else 0.0)
+def gate_of(config: SAMConfig, variant: Variant) -> Gate:
+    """Return the gate that `config` describes for this variant."""
+    start = config.sam_start if config.sam_start is not None else (WARMUP if variant.off_in_warmup else 0.0)
     return Gate(start, config.sam_stop, config.sam_every)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the trained parameters are perturbed?"""
+"""Choices of the trained parameters that are perturbed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from hf_sam.parameters.freeze import frozen_except
 from hf_sam.parameters.last_blocks import last_blocks
+from hf_sam.parameters.unwrap import unwrapped
 
 __all__ = ["checked_filter", "chosen", "frozen_except"]
 
@@ -59,8 +60,8 @@ def chosen(model: nn.Module, which: str, argument: str = ARGUMENT) -> dict[str, 
     """Return the trained parameters of `model` that `which` chooses.
 
     - "all".
-    - "norm": those of normalisation layers (Mueller et al. 2023), by the class of the module that holds them, whoever
-      wrote it; "no_norm": the others.
+    - "norm": those of normalisation layers (Mueller et al. 2023), by the class of the module that holds them, in any
+      library's code; "no_norm": the others.
     - "last:k": the last k blocks of the main stack and what comes after them (pooler, final normalisation, head), so
       that the backward pass can stop there. Parameters that are also used before are left out: a head tied to the
       embedding, a bias of relative positions that all blocks share. In models of stages (Swin, ResNet) a stage is a
@@ -76,7 +77,7 @@ def chosen(model: nn.Module, which: str, argument: str = ARGUMENT) -> dict[str, 
         argument: how the user typed it, for messages.
 
     Returns:
-        The parameters by name, as in `model.named_parameters()` and in its order; at least one.
+        The parameters by name, as in `named_parameters()` of the bare model and in its order; at least one.
 
     Raises:
         TypeError: if `which` is not a string.
@@ -91,8 +92,7 @@ def chosen(model: nn.Module, which: str, argument: str = ARGUMENT) -> dict[str, 
         ['2.weight', '2.bias']
     """
     checked_filter(which, argument)
-    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        model = model.module
+    model = unwrapped(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trained:
         raise ValueError(f"`{argument}` chooses from the trained parameters, and this model has none.")

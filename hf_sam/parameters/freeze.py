@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does a pass compute the gradients of some parameters only, and stop early?"""
+"""A context in which a pass computes the gradients of some parameters only, and stops early."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ INPUT_HOOK = "make_inputs_require_grad"  # as transformers and PEFT call it, wit
 def frozen_except(params: Iterable[Tensor], chosen: Iterable[Tensor], model: nn.Module | None = None) -> Iterator[None]:
     """Let autograd compute gradients for `chosen` only, inside the context.
 
-    To be entered before the forward pass: autograd then neither computes what only the others need nor keeps it. This
-    is the way that survives checkpointing and every engine, where `backward(inputs=...)` does not. What the others
-    have in `.grad` stays.
+    Enter it before the forward pass: autograd then neither computes nor keeps what only the others need. This works
+    with checkpointing and every engine, where `backward(inputs=...)` does not. The `.grad` of the others stays.
 
     Args:
         params: the trained parameters.
         chosen: those of them that get a gradient.
-        model: if its activations are checkpointed, transformers makes the output of its embeddings require a gradient,
-            which only the reentrant kind needs: the backward pass would go down to them. Given the model, it need not.
+        model: where its activations are checkpointed, transformers makes the output of the embeddings require a
+            gradient, and the backward pass goes down to them. Only the reentrant kind needs that. Given the model, this
+            is switched off for the other kind.
 
     Raises:
         NotImplementedError: if `model` has reentrant checkpointing that would leave out chosen parameters.
@@ -47,7 +47,7 @@ def frozen_except(params: Iterable[Tensor], chosen: Iterable[Tensor], model: nn.
 
 @contextmanager
 def _inputs_without_gradient(model: nn.Module | None) -> Iterator[None]:
-    """Take away the hooks that make inputs require a gradient, where nothing needs them."""
+    """Remove the hooks that make inputs require a gradient where nothing needs them; put them back at the end."""
     kinds = _checkpointing(model) if model is not None else set()
     hooked = _hooked(model) if model is not None and kinds else []
     if True in kinds:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What are the last blocks of a model, and what runs after them?"""
+"""The last blocks of a model, and what runs after them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-# Modules beside the stack that do not run in the order in which they are registered.
+# Modules next to the stack that do not run in the order in which they are registered.
 RUNS_BEFORE = re.compile(r"(?<!un)embed|enc_to_dec|multi_modal_projector")
 RUNS_AFTER = ("final_layer_norm", "pooler")
 
@@ -29,7 +29,7 @@ class Stack(NamedTuple):
 
 
 def last_blocks(model: nn.Module, k: int, argument: str) -> set[int]:
-    """Return the parameters of the last k blocks and of what runs after them, and nowhere before, by `id`.
+    """Return the parameters that belong only to the last k blocks and to what runs after them, by `id`.
 
     Args:
         model: not wrapped, or wrapped inside only.
@@ -68,9 +68,9 @@ def main_stack(model: nn.Module, argument: str) -> Stack:
     if len(stacks) > 1:
         ends = [s for s in stacks if any(n.endswith("decoder") or n == "language_model" for n in s.path.split("."))]
         stacks = ends if len(ends) == 1 else stacks
-    beside = _in_turn_with(model, stacks[0])
-    if len(stacks) > 1 or beside:
-        names = ", ".join(f"{path} ({len(blocks)})" for path, blocks in found + beside)
+    in_turn = _in_turn_with(model, stacks[0])
+    if len(stacks) > 1 or in_turn:
+        names = ", ".join(f"{path} ({len(blocks)})" for path, blocks in found + in_turn)
         raise ValueError(f"`{argument}` needs one stack of blocks, and this model has {names}, side by side. {WAY_OUT}")
     return stacks[0]
 
@@ -105,22 +105,22 @@ def _convolves(stack: Stack) -> bool:
 
 
 def _in_turn_with(model: nn.Module, stack: Stack) -> list[Stack]:
-    """Return the lists beside the stack with as many entries, which surely run in turn with its blocks."""
+    """Return the lists next to the stack with as many entries, which surely run in turn with its blocks."""
     prefix, dot, own = stack.path.rpartition(".")
     lists = [(n, m) for n, m in model.get_submodule(prefix).named_children() if isinstance(m, nn.ModuleList)]
-    beside = [
+    in_turn = [
         Stack(f"{prefix}{dot}{n}", _entries(m)) for n, m in lists if n != own and any(True for _ in m.parameters())
     ]
-    return [s for s in beside if len(s.blocks) == len(stack.blocks)]
+    return [s for s in in_turn if len(s.blocks) == len(stack.blocks)]
 
 
 def _after(model: nn.Module, path: str) -> Iterator[str]:
-    """Yield how the names begin of what runs after the stack at `path`.
+    """Yield the beginnings of the names of what runs after the stack at `path`.
 
-    That is whatever is beside the backbone where Hugging Face's convention says that the rest is a head
-    (`base_model_prefix`), and elsewhere what is registered later, up to the first table of embeddings. This errs on the
-    cheap side: the last normalisation is missed in a few models that register it early or call it an embedding
-    (T5Gemma, Wav2Vec2-Conformer, LFM2), while nothing is included that runs before the blocks.
+    Where a model has a `base_model_prefix`, Hugging Face's convention is that everything outside the backbone is the
+    head. In other modules it is what is registered after the stack, up to the first table of embeddings. This errs on
+    the cheap side: nothing is included that runs before the blocks, but the last normalisation is missed in a few
+    models that register it early or call it an embedding (T5Gemma, Wav2Vec2-Conformer, LFM2).
     """
     holder, prefix = model, ""
     for part in path.split("."):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which radius needs no tuning? One that depends on how much is learnt, and how often the data were seen."""
+"""A radius without tuning, from how much is learnt and how often the data were seen."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_sam._checks import is_count
 from hf_sam.radius.schedules import Radius
 from hf_sam.step_context import StepContext
+from hf_sam.variants.asam import is_scaled, scale_of
 from hf_sam.variants.base import Length
 from hf_sam.vectors.vectors import accumulation_dtype, chunks, contiguous_as, dot, global_norm, sums
 
-ETA = 0.01
-"""Added to |w|, as in ASAM, so that weights of zero count a little."""
 PASSES = 20
-"""Over the training data, until the perturbation has its whole length."""
+"""Passes over the training data until the perturbation has its whole length."""
 PLAIN_PASSES = 4
-"""Passes that are plain ones: what would be asked for is too little to pay for."""
+"""Passes over the data in which all steps are plain: the gain would be too small for the cost."""
 PATIENCE = 20
 """Most plain steps at the beginning of a run; a third of a shorter one."""
 IDLE = 0.01
@@ -33,19 +33,19 @@ class Auto(Radius):
 
     r = L / L_0 in [0, 1] says how far training has got: L is the running mean of the loss, L_0 its mean over the first
     steps, which are plain steps. L is taken one standard error of its noise too high, so that luck does not pass for
-    progress. While nothing is learnt (r = 1) there is no perturbation: a plateau is left as the plain Trainer leaves
-    it, and a perturbation that keeps the model from learning lets the loss rise again and with it shrinks itself.
-    Where the data can be learnt to the end (r = 0), perturbations end too; where a part of the loss stays, as with
-    wrong labels, they stay with it. In both cases the step is a plain one again, at a plain step's cost.
+    progress. While nothing is learnt (r = 1) there is no perturbation, so a plateau is left as the plain Trainer leaves
+    it. A perturbation that keeps the model from learning makes the loss rise, and so shrinks itself. Where the data can
+    be learnt to the end (r = 0), perturbations end too. Where a part of the loss stays, as with wrong labels,
+    perturbations stay. A step without a perturbation is a plain one, at a plain step's cost.
 
-    All of it is multiplied by min(1, passes / 20)^2, passes the number of times that the data have been gone through.
-    What is learnt fast is learnt as fast as without: only what is seen again and again can be learnt by heart, and how
-    flat a run ends is decided late in it (Zhou et al. 2025, arXiv:2410.10373). In the first four passes steps are plain
-    ones. The factor is 1 where nobody knows the number.
+    The length is multiplied by min(1, passes / 20)^2, where passes is the number of passes over the data so far. What
+    is learnt fast is learnt as fast as without: only what is seen again and again can be learnt by heart, and how flat
+    a run ends is decided late in it (Zhou et al. 2025, arXiv:2410.10373). In the first four passes all steps are plain.
+    The factor is 1 if the number of passes is not known.
 
     Args:
-        strength: a factor, > 0; the direction's own by default.
-        scale_free: whether the direction's rho is measured in sizes of the weights, as ASAM's is.
+        strength: a factor, > 0; the variant's own by default.
+        scale_free: whether the variant's rho is measured in sizes of the weights, as ASAM's is.
         smoothing: weight of the past in the running mean of the loss, in [0, 1).
     """
 
@@ -122,9 +122,8 @@ class Auto(Radius):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        numbers = {name: state.get(name) for name in ("steps", "patience")}
-        for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        for name in ("steps", "patience"):
+            if not is_count(value := state.get(name), least=0):
                 raise ValueError(f"the state of rho='auto' has no whole number {name!r} >= 0, but {value!r}")
         if not isinstance(state.get("idle"), bool):
             raise ValueError(f"the state of rho='auto' has no 'idle' that is true or false, but {state.get('idle')!r}")
@@ -133,11 +132,11 @@ class Auto(Radius):
 
 
 class AutoRise(Auto):
-    """For directions that know the clean gradient g: rho = growth * strength * r (1 - r) * L / ||g||.
+    """For variants that know the clean gradient g: rho = growth * strength * r (1 - r) * L / ||g||.
 
     To first order the loss rises by the share r (1 - r) of itself, times the growth: a quarter at most, half way. The
-    rise is in units of the loss, so one number fits models of any size and scale, and adapters. For a direction whose
-    rho is in sizes of the weights the norm is ||T g||, with ASAM's T = |w| + 0.01 on matrices and 1 on vectors.
+    rise is in units of the loss, so one number fits models of any size and scale, and adapters. For a variant whose rho
+    is in sizes of the weights the norm is ||T g||, with ASAM's T.
     """
 
     uses_loss_scale = True
@@ -156,11 +155,10 @@ class AutoRise(Auto):
 
 
 class AutoSize(Auto):
-    """For directions known before the gradient is: rho = growth * strength * (4 r (1 - r))^2 * ||T v|| / ||v||.
+    """For variants without a clean gradient: rho = growth * strength * (4 r (1 - r))^2 * ||T v|| / ||v||.
 
-    v is the direction (the momentum), and ||T v|| / ||v||, with T as ASAM's (|w| + 0.01 on matrices, 1 on vectors), the
-    size of the weights along it. L is the loss at the perturbed weights, the only one there is. Directions whose rho is
-    in such units already take 1 instead.
+    v is the direction (the momentum), and ||T v|| / ||v||, with ASAM's T, is the size of the weights along it. Variants
+    whose rho is in such units already take 1 instead. L is the loss at the perturbed weights, the only one there is.
     """
 
     def length(self, loss: Tensor, left: Tensor) -> Tensor:
@@ -176,7 +174,7 @@ class AutoSize(Auto):
 
 @torch.no_grad()
 def size_along(params: list[Tensor], vectors: list[Tensor]) -> Tensor:
-    """Return ||T v|| / ||v||, T = |w| + ETA for parameters of two or more dimensions and 1 for the others.
+    """Return ||T v|| / ||v||, with the T of ASAM (see `hf_sam.variants.asam`).
 
     Args:
         params: the parameters, at w.
@@ -196,7 +194,7 @@ def size_along(params: list[Tensor], vectors: list[Tensor]) -> Tensor:
 
 def _square_through(owner: Tensor, w: Tensor, v: Tensor) -> Tensor | float:
     """Return ||T v||^2 of one tensor. One at a time, in at least float32: 16 bits round T, and may overflow."""
-    tv = [v] if owner.dim() < 2 else [w.abs().to(accumulation_dtype([w, v])).add_(ETA).mul_(v)]
+    tv = [scale_of(w, dtype=accumulation_dtype([w, v])).mul_(v)] if is_scaled(owner) else [v]
     return dot(tv, tv)
 
 

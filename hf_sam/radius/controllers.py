@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does the radius follow what the steps measure?"""
+"""Radii that follow what the steps measure, and all radii by name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from hf_sam.vectors.vectors import global_norm
 
 
 class LossBudget(Constant):
-    """min(sigma / ||g||, rho): the loss rises by sigma to first order, wherever the gradient is small or large.
+    """min(sigma / ||g||, rho): the loss rises by sigma to first order, whatever the length of the gradient.
 
-    As LE-SAM (2026), with a constant sigma.
+    As LE-SAM (2026), with a constant sigma. *Experimental*: no measured run has gained by it yet.
 
     Args:
         rho: the largest radius.
@@ -43,10 +43,11 @@ class LossBudget(Constant):
 
 
 class TargetAscent(Radius):
-    """Keeps the measured rise of the loss, L(w + epsilon) - L(w), at `target` times the loss.
+    """A radius that keeps the measured rise of the loss, L(w + epsilon) - L(w), at `target` times the loss.
 
     rho *= clip(sqrt(target / observed), 1 / (1 + max_change), 1 + max_change) after each step, in [rho_min, rho_max],
-    where observed is the ratio of running means of rise and loss. Both numbers are there anyway.
+    where observed is the ratio of running means of rise and loss, which each step measures anyway. *Experimental*: no
+    measured run has gained by it yet.
 
     Args:
         rho: the radius to begin with.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long is the perturbation now? Schedules over the run."""
+"""Schedules of the radius over a run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ AUTO = "auto"
 
 
 class Radius(ABC):
-    """rho over a run. The constructor takes `rho`, which is the user's, and options by keyword.
+    """The radius rho over a run. The constructor takes the user's `rho`, and options by keyword.
 
     Attributes:
-        needs_gradient: whether `from_gradient` says the radius, once the direction's vector (the clean gradient) is
-            there.
+        needs_gradient: whether the radius comes from `from_gradient`, which needs the clean gradient (or what else the
+            variant climbs along).
         uses_loss_scale: whether the loss scale of the gradient makes a difference to `from_gradient`.
         needs_loss: whether `observe` has to be told of each step.
         for_one_pass: whether it can do without a clean gradient and a rise, which steps of one pass do not know.

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate.utils import DistributedType
 
-from hf_sam._checks import check_number
+from hf_sam._checks import check_count, check_number
 from hf_sam.config.sam_config import PLAIN, SAMConfig, variant_of
 from hf_sam.engines.supported import is_sharded
 from hf_sam.rho_search.loss_rises import LossRises
@@ -64,7 +64,10 @@ def find_rho(
         NotImplementedError: for several processes, sharded weights, and directions that are not along a clean gradient.
     """
     config, direction = _measurable(trainer)
-    steps, batches = _whole("steps", steps, least=0), _whole("batches", batches, least=1)
+    steps, batches = (
+        check_count("find_rho", "steps", steps, least=0, wrong_type=TypeError),
+        check_count("find_rho", "batches", batches, least=1, wrong_type=TypeError),
+    )
     share = check_number("find_rho", "share", share, above=0)
     radii = _radii(rhos, direction.default_rho)
     started = time.perf_counter()
@@ -102,14 +105,6 @@ def _measurable(trainer: Any) -> tuple[SAMConfig, Variant]:
     direction.prepare(trainer.model.named_parameters())
     direction.prepare_model(trainer.model)
     return config, direction
-
-
-def _whole(name: str, value: Any, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`find_rho({name}=...)` must be a whole number >= {least}, got {value!r}.")
-    if value < least:
-        raise ValueError(f"`find_rho({name}=...)` must be a whole number >= {least}, got {value}.")
-    return value
 
 
 def _radii(rhos: Sequence[float] | None, default: float) -> tuple[float, ...]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How flat is the loss around a checkpoint? Needs scipy: `pip install "hf-sam[sharpness]"`; plots need matplotlib."""
+"""Measures of how flat the loss is around a checkpoint.
+
+Needs scipy: `pip install "hf-sam[sharpness]"`. Plots need matplotlib too.
+"""
 
 # Measuring one model
 from hf_sam.sharpness.analyzer import SharpnessAnalyzer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How flat is the loss of a model around its weights?"""
+"""The analyzer, which measures how flat the loss of a model is around its weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hf_sam._checks import check_count, check_number, checked_choice
 from hf_sam.parameters.choose import chosen
 from hf_sam.sharpness import rises, spectrum
 from hf_sam.sharpness.bookkeeping import Found, measuring, over_groups, summary_of
-from hf_sam.sharpness.borrowed_model import Loan, bare
-from hf_sam.sharpness.examples import Collator, Probe
-from hf_sam.sharpness.loss_function import Problem
-from hf_sam.sharpness.losses import LossFunction
+from hf_sam.sharpness.borrowed_model import BorrowedModel, bare
+from hf_sam.sharpness.examples import Collator, Examples
+from hf_sam.sharpness.loss_function import LossFunction
+from hf_sam.sharpness.losses import BatchLoss
 from hf_sam.sharpness.module_groups import groups_of
 from hf_sam.sharpness.results import Density, Eigenvalues, Estimate, Rise, name_of, rise_of, standard_error
 
@@ -49,7 +49,7 @@ class SharpnessAnalyzer:
         max_examples: at most so many, a seeded choice. They are kept in memory.
         parameters: which ones to move and differentiate by: "trainable", or a choice of `sam_parameters`: "norm",
             "no_norm", "last:k", "adapters", a regular expression. All of them trainable.
-        dtype: "float32" or "float64", whatever the weights are stored in, without autocast; "as loaded" keeps both.
+        dtype: "float32" or "float64", for weights stored in any dtype and without autocast; "as loaded" keeps both.
         seed: of the choice of examples and of everything random.
         loss: (model, batch) -> (mean loss, number of terms in the mean), in place of the model's own.
         graphs: batches whose graph stays in memory from one product with the Hessian to the next: over these a product
@@ -70,7 +70,7 @@ class SharpnessAnalyzer:
         parameters: str = "trainable",
         dtype: str = "float32",
         seed: int = 0,
-        loss: LossFunction | None = None,
+        loss: BatchLoss | None = None,
         graphs: int = 1,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("max_examples", max_examples)):
@@ -87,21 +87,22 @@ class SharpnessAnalyzer:
                 stacklevel=2,
             )
         self.seed = seed
-        self.probe = Probe(model, dataset, data_collator, batch_size, max_examples, seed)
-        self.problem = Problem(Loan(model, picked, DTYPES[dtype], seed), self.probe, loss, graphs)
+        self.examples = Examples(model, dataset, data_collator, batch_size, max_examples, seed)
+        borrowed = BorrowedModel(model, picked, DTYPES[dtype], seed)
+        self.loss_function = LossFunction(borrowed, self.examples, loss, graphs)
         self.settings = {
             "parameters": parameters,
-            "number_of_parameters": self.problem.size,
-            "examples": len(self.probe.examples),
+            "number_of_parameters": self.loss_function.size,
+            "examples": len(self.examples.rows),
             "batch_size": batch_size,
             "dtype": dtype,
             "seed": seed,
-            "processes": self.problem.processes,
+            "processes": self.loss_function.processes,
         }
 
     def loss(self) -> float:
         """Return L(w), the mean over the terms of all examples."""
-        return self.problem.loss()
+        return self.loss_function.loss()
 
     def top_eigenvalues(
         self, k: int = 1, which: str = "LA", *, tol: float = 1e-3, vectors: bool = False, max_restarts: int = 100
@@ -122,10 +123,10 @@ class SharpnessAnalyzer:
             RuntimeError: if the iteration does not converge.
         """
         check_number("top_eigenvalues", "tol", tol, least=0)
-        return self._eigenvalues(self.problem, k, which, tol, vectors, max_restarts)
+        return self._eigenvalues(self.loss_function, k, which, tol, vectors, max_restarts)
 
     def min_eigenvalue(self, *, tol: float = 1e-3, max_restarts: int = 100) -> Eigenvalues:
-        """Return the smallest eigenvalue: how far the loss curves downwards. Takes longer."""
+        """Return the smallest eigenvalue, which says how far the loss curves downwards. Takes longer."""
         return self.top_eigenvalues(1, "SA", tol=tol, max_restarts=max_restarts)
 
     def trace(self, products: int = 30) -> Estimate:
@@ -134,7 +135,7 @@ class SharpnessAnalyzer:
         Args:
             products: with the Hessian, >= 6; a third of it vectors in memory, three times. 120 give about 1 %.
         """
-        return self._trace(self.problem, products)
+        return self._trace(self.loss_function, products)
 
     def density(self, steps: int = 50, runs: int = 4) -> Density:
         """Return the spectrum by stochastic Lanczos quadrature (Ghorbani et al. 2019).
@@ -146,7 +147,7 @@ class SharpnessAnalyzer:
         check_count("density", "steps", steps)
         check_count("density", "runs", runs)
         with self._measuring(steps=steps, runs=runs) as how:
-            nodes, weights = spectrum.density(self.problem, steps, runs, self.seed)
+            nodes, weights = spectrum.density(self.loss_function, steps, runs, self.seed)
         return Density(nodes=nodes, weights=weights, **how)
 
     def sam_sharpness(self, rho: float = 0.05, adaptive: bool = False, m: int | None = None) -> Rise:
@@ -160,9 +161,9 @@ class SharpnessAnalyzer:
             m: examples that share one eps (m-sharpness); all of them without it. Another m is another quantity.
         """
         check_number("sam_sharpness", "rho", rho, least=0)
-        scale = rises.scales(self.problem, adaptive)
+        scale = rises.scales(self.loss_function, adaptive)
         measure = functools.partial(rises.sam_rise, rho=rho, scale=scale)
-        return self._rise("sam", measure, rho=rho, adaptive=adaptive, m=m)
+        return self._rise("sam_sharpness", measure, rho=rho, adaptive=adaptive, m=m)
 
     def worst_case(self, rho: float = 0.05, steps: int = 20, adaptive: bool = False, m: int | None = None) -> Rise:
         """Return the highest L(w + eps) - L(w) that projected gradient ascent finds with ||eps|| <= rho.
@@ -175,9 +176,9 @@ class SharpnessAnalyzer:
         """
         check_number("worst_case", "rho", rho, least=0)
         check_count("worst_case", "steps", steps)
-        scale = rises.scales(self.problem, adaptive)
+        scale = rises.scales(self.loss_function, adaptive)
         measure = functools.partial(rises.worst_rise, rho=rho, steps=steps, scale=scale)
-        return self._rise("worst", measure, rho=rho, adaptive=adaptive, m=m, steps=steps)
+        return self._rise("worst_case", measure, rho=rho, adaptive=adaptive, m=m, steps=steps)
 
     def average_case(self, rho: float = 0.05, n: int = 32, adaptive: bool = False) -> Rise:
         """Return the mean of L(w + eps) - L(w) over random eps of norm rho, in pairs eps and -eps.
@@ -191,10 +192,10 @@ class SharpnessAnalyzer:
         """
         check_number("average_case", "rho", rho, least=0)
         check_count("average_case", "n", n)
-        scale = rises.scales(self.problem, adaptive)
+        scale = rises.scales(self.loss_function, adaptive)
         with self._measuring(rho=rho, adaptive=adaptive, n=n) as how:
-            found, loss, norm = rises.average_rises(self.problem, rho, n, scale, self.seed)
-        name = name_of("average", rho, adaptive, len(self.probe.examples))
+            found, loss, norm = rises.average_rises(self.loss_function, rho, n, scale, self.seed)
+        name = name_of("average", rho, adaptive, len(self.examples.rows))
         return rise_of(name, [(rise, loss, norm) for rise in found], [1 / n] * n, how)
 
     def per_module(self, patterns: Sequence[str], products: int = 30) -> dict[str, dict[str, Any]]:
@@ -208,8 +209,8 @@ class SharpnessAnalyzer:
             ValueError: if a pattern matches no parameter.
         """
         found: dict[str, dict[str, Any]] = {}
-        for module, names in groups_of(self.problem.names, patterns).items():
-            part = self.problem.restricted(names)
+        for module, names in groups_of(self.loss_function.names, patterns).items():
+            part = self.loss_function.restricted(names)
             eigenvalues = self._eigenvalues(part, 1, "LA", 1e-3, False, 100)
             found[module] = {"lambda_max": eigenvalues, "trace": self._trace(part, products)}
         return found
@@ -225,23 +226,23 @@ class SharpnessAnalyzer:
         """
         return summary_of(self, rho, k, products, steps)
 
-    def _measuring(self, problem: Problem | None = None, **call: Any) -> AbstractContextManager[dict[str, Any]]:
-        return measuring(problem or self.problem, self.settings, **call)
+    def _measuring(self, of: LossFunction | None = None, **call: Any) -> AbstractContextManager[dict[str, Any]]:
+        return measuring(of or self.loss_function, self.settings, **call)
 
-    def _eigenvalues(self, problem: Problem, k: int, which: str, tol: float, vectors: bool, most: int) -> Eigenvalues:
-        with self._measuring(problem, k=k, which=which, tol=tol) as how:
-            values, rows, left = spectrum.eigenvalues(problem, k, which, tol, self.seed, most)
+    def _eigenvalues(self, of: LossFunction, k: int, which: str, tol: float, vectors: bool, most: int) -> Eigenvalues:
+        with self._measuring(of, k=k, which=which, tol=tol) as how:
+            values, rows, left = spectrum.eigenvalues(of, k, which, tol, self.seed, most)
         return Eigenvalues(values=values, residuals=left, vectors=rows if vectors else None, **how)
 
-    def _trace(self, problem: Problem, products: int) -> Estimate:
-        with self._measuring(problem, products=products) as how:
-            draws = spectrum.trace(problem, products, self.seed)
+    def _trace(self, of: LossFunction, products: int) -> Estimate:
+        with self._measuring(of, products=products) as how:
+            draws = spectrum.trace(of, products, self.seed)
         return Estimate(value=statistics.mean(draws), standard_error=standard_error(draws), draws=len(draws), **how)
 
-    def _rise(self, kind: str, measure: Callable[[Problem], Found], *, m: int | None, **call: Any) -> Rise:
+    def _rise(self, method: str, measure: Callable[[LossFunction], Found], *, m: int | None, **call: Any) -> Rise:
         if m is not None:
-            check_count(f"{kind}_sharpness", "m", m)
+            check_count(method, "m", m)
         with self._measuring(m=m, **call) as how:
-            found, shares = over_groups(self.problem, m, measure)
-        name = name_of(kind, call["rho"], call["adaptive"], m or len(self.probe.examples))
+            found, shares = over_groups(self.loss_function, m, measure)
+        name = name_of(method.partition("_")[0], call["rho"], call["adaptive"], m or len(self.examples.rows))
         return rise_of(name, found, shares, how)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count what a measurement costs, put the shares of several processes together, and sum a report up."""
+"""Counts of what a measurement costs, results put together over processes, and the report."""
 
 from __future__ import annotations
 
@@ -11,53 +11,53 @@ from typing import Any
 
 import torch
 
-from hf_sam.sharpness.loss_function import Problem
+from hf_sam.sharpness.loss_function import LossFunction
 
 Found = tuple[float, float, float]
 """Rise of the loss, the loss, the norm of epsilon."""
 
 
 @contextmanager
-def measuring(problem: Problem, settings: dict[str, Any], **call: Any) -> Iterator[dict[str, Any]]:
-    """Yield what every result is made with; it is filled in at the end: settings, counts and time."""
-    before, start = asdict(problem.counts), time.perf_counter()
+def measuring(loss_function: LossFunction, settings: dict[str, Any], **call: Any) -> Iterator[dict[str, Any]]:
+    """Yield the settings, counts and time that a result is made with; counts and time are filled in at the end."""
+    before, start = asdict(loss_function.counts), time.perf_counter()
     how: dict[str, Any] = {"settings": {**settings, **call}}
     yield how
-    how.update({name: count - before[name] for name, count in asdict(problem.counts).items()})
+    how.update({name: count - before[name] for name, count in asdict(loss_function.counts).items()})
     how["seconds"] = time.perf_counter() - start
 
 
 def over_groups(
-    problem: Problem, m: int | None, measure: Callable[[Problem], Found]
+    loss_function: LossFunction, m: int | None, measure: Callable[[LossFunction], Found]
 ) -> tuple[list[Found], list[float]]:
     """Return what `measure` finds on each group of m examples, and each group's share of the examples.
 
-    Without m the whole is one group, which all processes measure together; groups are measured by one process each.
+    Without m all examples are one group, which all processes measure together. A group of m is measured by one process.
     """
     if m is None:
-        return [measure(problem)], [1.0]
-    probes = problem.probe.groups(m)
-    count = len(problem.probe.examples)
-    shares = [len(probe.examples) / count for probe in probes]
+        return [measure(loss_function)], [1.0]
+    groups = loss_function.examples.groups(m)
+    count = len(loss_function.examples.rows)
+    shares = [len(examples.rows) / count for examples in groups]
     mine: dict[int, Found] = {}
-    for i in range(problem.rank, len(probes), problem.processes):
-        group = problem.on(probes[i])
+    for i in range(loss_function.rank, len(groups), loss_function.processes):
+        group = loss_function.on(groups[i])
         mine[i] = measure(group)
         for name, value in asdict(group.counts).items():
-            setattr(problem.counts, name, getattr(problem.counts, name) + value * shares[i])
+            setattr(loss_function.counts, name, getattr(loss_function.counts, name) + value * shares[i])
     everything: list[Any] = [mine]
-    if problem.processes > 1:
-        everything = [None] * problem.processes
+    if loss_function.processes > 1:
+        everything = [None] * loss_function.processes
         torch.distributed.all_gather_object(everything, mine)
     found = {i: each for part in everything for i, each in part.items()}
-    return [found[i] for i in range(len(probes))], shares
+    return [found[i] for i in range(len(groups))], shares
 
 
 def summary_of(analyzer: Any, rho: float, k: int, products: int, steps: int) -> dict[str, Any]:
     """Return the numbers of `SharpnessAnalyzer.report`; its arguments."""
-    loss, gradient = analyzer.problem.gradient()
-    weights = float(analyzer.problem.weights().norm())
-    k = min(k, analyzer.problem.size)
+    loss, gradient = analyzer.loss_function.gradient()
+    weights = float(analyzer.loss_function.weights().norm())
+    k = min(k, analyzer.loss_function.size)
     top = analyzer.top_eigenvalues(k)
     results = {"top_eigenvalues": top, "trace": analyzer.trace(products), "sam_sharpness": analyzer.sam_sharpness(rho)}
     return {
@@ -66,7 +66,7 @@ def summary_of(analyzer: Any, rho: float, k: int, products: int, steps: int) -> 
         "gradient_norm": float(gradient.norm()),
         "weight_norm": weights,
         "lambda_max": top.values[0],
-        "lambda_max_relative": top.values[0] * weights**2 / analyzer.problem.size,
+        "lambda_max_relative": top.values[0] * weights**2 / analyzer.loss_function.size,
         f"lambda_max / lambda_{k}": top.values[0] / top.values[-1] if top.values[-1] else None,
         **{name: result.as_dict() for name, result in results.items()},
         "worst_case": analyzer.worst_case(rho, steps).as_dict(),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How is a model measured without anything of it being changed?"""
+"""A model measured through copies of its tensors, so that nothing of it is changed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from transformers import set_seed
 
+from hf_sam.parameters.unwrap import unwrapped
 from hf_sam.step.replay import RandomState, devices_of
 
 CASTS = (Tensor.float, Tensor.to, Tensor.type)
 
 
-class Loan:
-    """Copies of a model's parameters and buffers, which take the place of its own while something is measured.
+class BorrowedModel:
+    """A model whose parameters and buffers are replaced by copies while something is measured.
 
-    The model's own tensors are never written to, so that neither an error nor a killed process can leave a trace in
-    them. Inside of `taken` the model is in evaluation mode, makes no cache of keys and values, computes in the dtype
-    asked for whatever autocast is around it, and its attention can be differentiated twice.
+    The model's own tensors are never written to, so neither an error nor a killed process leaves a trace in them.
+    Inside `with_copies` the model is in evaluation mode, keeps no cache of keys and values, computes in `dtype` even
+    under autocast, and has attention that can be differentiated twice.
 
     Args:
-        model: bare; a wrapper for several devices or a compiled one is taken off (see `bare`).
+        model: without a wrapper (see `bare`).
         chosen: the parameters to differentiate by, by name; the copies of these require a gradient.
         dtype: of the copies; None leaves each tensor the dtype it has.
-        seed: of the random streams at each start of `taken`, for models that draw in evaluation mode.
+        seed: of the random streams at each start of `with_copies`, for models that draw numbers in evaluation mode.
     """
 
     def __init__(self, model: nn.Module, chosen: dict[str, nn.Parameter], dtype: torch.dtype | None, seed: int) -> None:
@@ -47,8 +48,8 @@ class Loan:
         self._dtype = dtype
 
     @contextmanager
-    def taken(self) -> Iterator[nn.Module]:
-        """Yield the model with the copies in it; afterwards it is as it was before."""
+    def with_copies(self) -> Iterator[nn.Module]:
+        """Yield the model with the copies in it; put everything back at the end."""
         with ExitStack() as undo:
             undo.callback(RandomState(devices_of(self.model.parameters())).restore)
             undo.enter_context(_as_found(self.model))
@@ -63,11 +64,11 @@ class Loan:
                 for kind in {device.type for device in devices_of(self.parameters)}:
                     undo.enter_context(torch.autocast(kind, enabled=False))
             if self._dtype == torch.float64:
-                undo.enter_context(StayWide())
+                undo.enter_context(StayFloat64())
             yield self.model
 
     def cast(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the batch with numbers of floating point, such as images, in the dtype of the copies."""
+        """Return the batch with its floating-point tensors, such as images, in the dtype of the copies."""
         return {
             key: value.to(self._dtype or value.dtype)
             if isinstance(value, Tensor) and value.is_floating_point()
@@ -83,18 +84,12 @@ class Loan:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """Return the model inside of DDP, DataParallel and `torch.compile`.
+    """Return the model without its wrappers, if its parameters can be measured.
 
     Raises:
         NotImplementedError: if its parameters are cut over processes, or not in memory.
     """
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            break
+    model = unwrapped(model)
     for name, p in model.named_parameters():
         if hasattr(p, "device_mesh") or hasattr(p, "_is_flat_param") or hasattr(p, "ds_id"):
             raise NotImplementedError(
@@ -103,14 +98,14 @@ def bare(model: nn.Module) -> nn.Module:
             )
         if p.is_meta:
             raise NotImplementedError(
-                f"`SharpnessAnalyzer(model, ...)` needs its parameters in memory, and {name} is elsewhere "
+                f"`SharpnessAnalyzer(model, ...)` needs its parameters in memory, and {name} is not there "
                 "(device_map). Load the model whole, or onto one device."
             )
     return model
 
 
 def _copied(tensor: Tensor, differentiated: bool, dtype: torch.dtype | None) -> Tensor | None:
-    """Return the copy that takes the place of `tensor`; None for one that can stay: frozen, and right as it is."""
+    """Return the copy that replaces `tensor`; None where the tensor can stay: frozen and of the right dtype."""
     if not isinstance(tensor, nn.Parameter):
         floating = tensor.is_floating_point() and dtype is not None
         return tensor.detach().to(dtype if floating else tensor.dtype, copy=True) if type(tensor) is Tensor else None
@@ -121,7 +116,7 @@ def _copied(tensor: Tensor, differentiated: bool, dtype: torch.dtype | None) -> 
 
 
 def _own(module: nn.Module, kind: str) -> list[tuple[str, Tensor]]:
-    """Return the parameters or buffers that hang on this module itself, under every name."""
+    """Return the parameters or buffers of this module itself, not of its children, under every name."""
     return list(getattr(module, f"named_{kind}")(recurse=False, remove_duplicate=False))
 
 
@@ -148,7 +143,7 @@ def _as_found(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_cache(model: nn.Module) -> Iterator[None]:
-    """Have decoders keep no keys and values, nothing is generated; forward passes may note things in a config."""
+    """Switch off the cache of keys and values in every config; put back all that a forward pass wrote into one."""
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}.values()
     found = [(vars(config), dict(vars(config))) for config in configs if hasattr(config, "__dict__")]
     for now, _ in found:
@@ -169,11 +164,11 @@ def _forget_mixed_precision(model: nn.Module) -> None:
         model.forward = original
 
 
-class StayWide(TorchFunctionMode):
-    """Leave tensors in float64 where code asks for float32.
+class StayFloat64(TorchFunctionMode):
+    """Mode in which a tensor in float64 stays in float64 where the model's code asks for float32.
 
-    Models ask for it to be more exact than 16 bits: the softmax of eager attention, T5's norms, language models'
-    losses. From float64 it is the other way round, and the Hessian is then symmetric to eight digits only.
+    Models cast to float32 to be more exact than 16 bits: in the softmax of eager attention, in T5's norms, in language
+    models' losses. From float64 the cast loses digits, and the Hessian is symmetric to eight digits only.
     """
 
     def __torch_function__(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does the flatness change during training?"""
+"""A callback that logs how the flatness changes during training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from transformers import TrainerCallback
 
 from hf_sam._checks import check_count, check_number, checked_choice
 from hf_sam.sharpness.analyzer import SharpnessAnalyzer
+from hf_sam.sharpness.measures import MEASURES
 
-LOGGED = ("loss", "gradient_norm", "lambda_max", "sam", "worst_case", "trace")
+LOGGED = {"sam" if name == "sam_sharpness" else name: measure for name, measure in MEASURES.items()}
 """What `SharpnessCallback` can log, each as `sharpness/...`."""
 
 
@@ -26,10 +27,10 @@ class SharpnessCallback(TrainerCallback):
     Args:
         trainer: that it is added to; any `transformers.Trainer`.
         every: optimizer steps, >= 1.
-        dataset: the probe; the trainer's evaluation set without one.
+        dataset: the examples; the trainer's evaluation set without one.
         measures: of "loss", "gradient_norm", "lambda_max", "sam", "worst_case", "trace".
         rho: of the rises "sam" and "worst_case".
-        max_examples: of the probe.
+        max_examples: at most so many, a seeded choice.
         analyzer: further arguments of `SharpnessAnalyzer`.
 
     Raises:
@@ -48,7 +49,7 @@ class SharpnessCallback(TrainerCallback):
     ) -> None:
         check_count("SharpnessCallback", "every", every)
         check_number("SharpnessCallback", "rho", rho, least=0)
-        self.measures = [checked_choice("SharpnessCallback(measures=...)", m, LOGGED) for m in measures]
+        self.measures = [checked_choice("SharpnessCallback(measures=...)", m, tuple(LOGGED)) for m in measures]
         self.dataset = dataset if dataset is not None else trainer.eval_dataset
         if self.dataset is None or isinstance(self.dataset, dict):
             raise ValueError(
@@ -72,23 +73,9 @@ class SharpnessCallback(TrainerCallback):
     def _log(self, control: Any) -> None:
         wanted = control.should_log
         self.trainer.log(self.measure())
-        control.should_log = wanted  # a log takes the Trainer's own off the list
+        control.should_log = wanted  # or this log would stand in for the Trainer's own
 
     def measure(self) -> dict[str, float]:
         """Return the values at the trainer's weights as they are now."""
         one = SharpnessAnalyzer(self.trainer.model, self.dataset, **self.analyzer)
-        found: dict[str, float] = {}
-        for name in self.measures:
-            found[f"sharpness/{name}"] = self._value(one, name)
-        return found
-
-    def _value(self, one: SharpnessAnalyzer, name: str) -> float:
-        if name == "loss":
-            return one.loss()
-        if name == "gradient_norm":
-            return float(one.problem.gradient()[1].norm())
-        if name == "lambda_max":
-            return one.top_eigenvalues().values[0]
-        if name == "trace":
-            return one.trace().value
-        return (one.sam_sharpness(self.rho) if name == "sam" else one.worst_case(self.rho)).value
+        return {f"sharpness/{name}": LOGGED[name](one.loss_function, self.rho, one.seed) for name in self.measures}

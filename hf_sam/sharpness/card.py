@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does a model card say about the flatness that was measured?"""
+"""The section of a model card about the flatness that was measured."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from hf_sam._model_card import with_section
 
 HEADING = "### Flatness of the loss"
 END = "<!-- end of the flatness of the loss -->"
@@ -30,11 +31,11 @@ def flatness_section(report: Mapping[str, Any]) -> str:
         "around the weights; they do not predict accuracy, and cannot be compared between weights of other scale."
     )
     rows = [f"| {_titled(title, report[key])} | {_value(report[key])} |" for key, title in ROWS.items()]
-    return "\n".join([HEADING, "", how, "", "| quantity | value |", "|---|---|", *rows, "", END])
+    return "\n".join([HEADING, "", how, "", "| quantity | value |", "|---|---|", *rows, "", END, ""])
 
 
 def add_to_card(card: str | Path, report: Mapping[str, Any]) -> None:
-    """Put the section into a model card, in place of one that an earlier call put there.
+    """Put the section into a model card, in place of the one of an earlier call.
 
     Args:
         card: a README.md, or the folder of a checkpoint that has one.
@@ -44,10 +45,9 @@ def add_to_card(card: str | Path, report: Mapping[str, Any]) -> None:
         FileNotFoundError: if there is no card.
     """
     path = Path(card) / "README.md" if Path(card).is_dir() else Path(card)
-    text = path.read_text(encoding="utf-8")
-    text = re.sub(rf"\n*{re.escape(HEADING)}\n.*?{re.escape(END)}\n?", "\n", text, flags=re.DOTALL)
+    text = with_section(path.read_text(encoding="utf-8"), flatness_section(report), end=END)
     new = path.with_name(path.name + ".new")
-    new.write_text(f"{text.rstrip()}\n\n{flatness_section(report)}\n", encoding="utf-8")
+    new.write_text(text, encoding="utf-8")
     new.replace(path)  # a process that is killed leaves the old card or the new one
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is one checkpoint flatter than another, or is it the choice of examples?"""
+"""Compare checkpoints on the same examples.
+
+Is one flatter than another, or is it the choice of examples?
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from hf_sam._checks import check_number, checked_choice
-from hf_sam.sharpness import rises, spectrum
+from hf_sam._checks import check_count, checked_choice
 from hf_sam.sharpness.analyzer import SharpnessAnalyzer
-from hf_sam.sharpness.loss_function import Problem
+from hf_sam.sharpness.measures import MEASURES
 
-MEASURES: dict[str, Callable[[Problem, float, int], float]] = {
-    "loss": lambda problem, rho, seed: problem.loss(),
-    "gradient_norm": lambda problem, rho, seed: float(problem.gradient()[1].norm()),
-    "lambda_max": lambda problem, rho, seed: spectrum.eigenvalues(problem, 1, "LA", 1e-3, seed, 100)[0][0],
-    "sam_sharpness": lambda problem, rho, seed: rises.sam_rise(problem, rho, None)[0],
-    "worst_case": lambda problem, rho, seed: rises.worst_rise(problem, rho, 20, None)[0],
-}
-"""What `compare` can measure on each fold."""
 USUAL = ("loss", "gradient_norm", "lambda_max", "sam_sharpness")
 
 
@@ -78,18 +72,18 @@ def compare(
 ) -> Comparison:
     """Measure models on the same examples and seeds, fold by fold, and compare them fold by fold.
 
-    The examples are dealt into folds; a value on a fold is that of its examples alone (lambda_max of 32 examples is
-    another quantity, larger, than that of 256). What differs between folds but not between models drops out of the
-    differences. The interval covers the choice of examples, not that of training runs: for those, compare seeds.
+    The examples are dealt into folds. A value on a fold is that of its examples alone: lambda_max of 32 examples is
+    another quantity than lambda_max of 256, and larger. What differs between folds but not between models drops out of
+    the differences. The interval covers the choice of examples, not that of training runs: for those, compare seeds.
 
     Args:
         models: by name; a checkpoint's folder or name is loaded as the class that its config says.
         dataset: for all of them.
         baseline: a name; the first one without it.
-        measures: of "loss", "gradient_norm", "lambda_max", "sam_sharpness", "worst_case".
+        measures: of "loss", "gradient_norm", "lambda_max", "sam_sharpness", "worst_case", "trace".
         folds: >= 2.
         rho: of the rises.
-        progress: goes around the loop over models and folds, such as `tqdm.tqdm`.
+        progress: wraps the iterable of the loop over measures and folds, as `tqdm.tqdm` does.
         analyzer: arguments of `SharpnessAnalyzer`.
 
     Raises:
@@ -98,7 +92,7 @@ def compare(
     names, measures = list(models), list(measures)
     for measure in measures:
         checked_choice("compare(measures=...)", measure, tuple(MEASURES))
-    check_number("compare", "folds", folds, least=2)
+    check_count("compare", "folds", folds, least=2)
     if len(names) < 2:
         raise ValueError(f"`compare(models)` needs two models or more, got {len(names)}.")
     baseline = names[0] if baseline is None else baseline
@@ -108,13 +102,13 @@ def compare(
     settings: dict[str, Any] = {}
     for name in names:
         one = SharpnessAnalyzer(loaded(models[name]), dataset, **analyzer)
-        if len(one.probe.examples) < folds:
-            raise ValueError(f"`compare(folds=...)` must be at most {len(one.probe.examples)}, the number of examples.")
+        if len(one.examples.rows) < folds:
+            raise ValueError(f"`compare(folds=...)` must be at most {len(one.examples.rows)}, the number of examples.")
         settings = settings or one.settings
-        parts = one.probe.folds(folds)
-        sizes = [len(part.examples) for part in parts]
+        parts = one.examples.folds(folds)
+        sizes = [len(part.rows) for part in parts]
         for measure, part in progress([(m, p) for m in measures for p in parts]):
-            values[measure][name].append(MEASURES[measure](one.problem.on(part), rho, one.seed))
+            values[measure][name].append(MEASURES[measure](one.loss_function.on(part), rho, one.seed))
     differences = {
         measure: {name: difference(found[name], found[baseline]) for name in names if name != baseline}
         for measure, found in values.items()

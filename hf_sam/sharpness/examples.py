@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On which examples is a model measured, in which batches, and how many terms of the loss does each batch have?"""
+"""The examples that a model is measured on, and their batches."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ Collator = Callable[[list[Any]], Mapping[str, Any]]
 LABELS = ("label", "label_ids", "labels")
 
 
-class Probe:
+class Examples:
     """The examples, chosen once and in a fixed order, and their batches.
 
     Every process holds the same examples and takes every n-th batch, so that sums over processes are over all of them.
 
     Args:
-        model: bare; columns that its `forward` does not take are dropped, as the Trainer drops them.
+        model: without a wrapper. Columns that its `forward` does not take are dropped, as the Trainer drops them.
         dataset: of what the collator takes: a data set with a length, or anything that can be iterated over.
         collator: makes a batch of a list of examples; transformers' default without one.
-        batch_size: examples per batch, >= 1. No result depends on it, beyond rounding.
+        batch_size: examples per batch, >= 1. No result depends on it beyond rounding.
         most: at most so many examples, drawn with `seed` if there are more (the first ones, where there is no length).
         seed: also of the collator's random streams.
 
@@ -46,37 +46,37 @@ class Probe:
         self.collator = collator or _default_collator()
         self.accepted = _accepted(model)
         with _streams_kept(model, seed):
-            self.examples = [self._cleaned(e) for e in _selected(dataset, most, seed)]
-        if not self.examples:
+            self.rows = [self._cleaned(e) for e in _selected(dataset, most, seed)]
+        if not self.rows:
             raise ValueError("`SharpnessAnalyzer(dataset=...)` must have at least one example, and has none.")
         self._made: dict[int, list[Batch]] = {}
 
     def batches(self, size: int | None = None) -> list[Batch]:
-        """Return all batches of `size` examples (`batch_size` by default), on the model's device; made once.
+        """Return all batches of `size` examples (`batch_size` by default), on the model's device.
 
-        Texts of about the same length come into one batch.
+        They are made once. Texts of about the same length come into one batch.
         """
-        size = min(size or self.batch_size, len(self.examples))
+        size = min(size or self.batch_size, len(self.rows))
         if size not in self._made:
             device = devices_of(self.model.parameters())[0]
-            ordered = sorted(self.examples, key=_length, reverse=True)  # little padding, and the largest batch first
+            ordered = sorted(self.rows, key=_length, reverse=True)  # little padding, and the largest batch first
             with _streams_kept(self.model, self.seed):
                 parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
                 self._made = {size: [_on(self._collated(part), device) for part in parts]}
         return self._made[size]
 
-    def groups(self, m: int) -> list[Probe]:
+    def groups(self, m: int) -> list[Examples]:
         """Return the examples in groups of m; the last one may be smaller."""
-        parts = [self.examples[i : i + m] for i in range(0, len(self.examples), m)]
+        parts = [self.rows[i : i + m] for i in range(0, len(self.rows), m)]
         return [self._with(part) for part in parts]
 
-    def folds(self, count: int) -> list[Probe]:
+    def folds(self, count: int) -> list[Examples]:
         """Return the examples in `count` groups of about the same size, every count-th one in each."""
-        return [self._with(self.examples[i::count]) for i in range(count)]
+        return [self._with(self.rows[i::count]) for i in range(count)]
 
-    def _with(self, examples: list[Any]) -> Probe:
+    def _with(self, rows: list[Any]) -> Examples:
         other = copy.copy(self)
-        other.examples, other._made = examples, {}
+        other.rows, other._made = rows, {}
         return other
 
     def _cleaned(self, example: Any) -> Any:
@@ -106,7 +106,7 @@ def _default_collator() -> Collator:
 
 
 def _accepted(model: nn.Module) -> set[str] | None:
-    """Return the names of the columns that count; None if `forward` takes any."""
+    """Return the names of the columns that `forward` uses; None if it takes any."""
     signature = inspect.signature(base_of(model).forward)
     kinds = {p.kind for p in signature.parameters.values()}
     named = set(signature.parameters)
@@ -137,7 +137,7 @@ def _on(batch: Batch, device: torch.device) -> Batch:
 
 @contextmanager
 def _streams_kept(model: nn.Module, seed: int) -> Iterator[None]:
-    """Let collators and data sets draw from seeded streams, and leave these as they were."""
+    """Seed the random streams for collators and data sets; put the streams back at the end."""
     state = RandomState(devices_of(model.parameters()))
     set_seed(seed)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does a Krylov space of the Hessian know of its spectrum, and of the eigenvalue at its end?"""
+"""Krylov spaces of the Hessian (Lanczos), and the eigenvalue at an end of the spectrum from one of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sam.sharpness.loss_function import Problem
+from hf_sam.sharpness.loss_function import LossFunction
 
 KEPT = 20
 """Most vectors in memory."""
@@ -22,18 +22,18 @@ class Space:
 
     Attributes:
         basis: one vector more than there are diagonal entries, unless the space is exhausted.
-        diagonal, beside: of the tridiagonal matrix; the last entry of `beside` leads out of the space.
+        diagonal, off_diagonal: of the tridiagonal matrix; the last entry of `off_diagonal` leads out of the space.
     """
 
     basis: list[Tensor]
     diagonal: list[float]
-    beside: list[float]
+    off_diagonal: list[float]
 
     def pairs(self) -> tuple[Any, Any]:
         """Return eigenvalues of the tridiagonal matrix, ascending, and eigenvectors, one per column."""
         from scipy.linalg import eigh_tridiagonal
 
-        return eigh_tridiagonal(np.array(self.diagonal), np.array(self.beside[: len(self.diagonal) - 1]))  # type: ignore[no-any-return]
+        return eigh_tridiagonal(np.array(self.diagonal), np.array(self.off_diagonal[: len(self.diagonal) - 1]))  # type: ignore[no-any-return]
 
 
 def started(start: Tensor) -> Space:
@@ -41,45 +41,47 @@ def started(start: Tensor) -> Space:
     return Space([start / start.norm()], [], [])
 
 
-def grow(problem: Problem, space: Space) -> bool:
+def grow(loss_function: LossFunction, space: Space) -> bool:
     """Add a dimension, for one product with the Hessian; return whether there is another one.
 
     Each new vector is made orthogonal to all others, twice, so that no eigenvalue comes up again as a ghost.
     """
     last = space.basis[-1]
-    image = problem.products(last[None])[0]
+    image = loss_function.products(last[None])[0]
     space.diagonal.append(float(image @ last))
     for _ in range(2):
         for each in space.basis:
             image.sub_(each, alpha=float(image @ each))
     length = float(image.norm())
     scale = max(map(abs, space.diagonal))
-    space.beside.append(length)
-    if length <= 10 * torch.finfo(problem.dtype).eps * scale or len(space.diagonal) == problem.size:
+    space.off_diagonal.append(length)
+    if length <= 10 * torch.finfo(loss_function.dtype).eps * scale or len(space.diagonal) == loss_function.size:
         return False
     space.basis.append(image.div_(length))
     return True
 
 
-def extreme(problem: Problem, which: str, tol: float, seed: int) -> tuple[float, Tensor, float, bool]:
+def extreme(loss_function: LossFunction, which: str, tol: float, seed: int) -> tuple[float, Tensor, float, bool]:
     """Return the eigenvalue at an end of the spectrum, its vector, ||H v - lambda v||, and whether it is good enough.
 
     It stops at the first product after which the residual is at most `tol` times the largest eigenvalue in magnitude,
     or when there are `KEPT` vectors.
 
     Args:
-        problem: the loss.
+        loss_function: the loss.
         which: "LA", "SA" or "LM".
         tol: see above.
         seed: of the first vector.
     """
     generator = torch.Generator().manual_seed(seed)
-    space = started(torch.randn(problem.size, generator=generator, dtype=problem.dtype).to(problem.device))
+    space = started(
+        torch.randn(loss_function.size, generator=generator, dtype=loss_function.dtype).to(loss_function.device)
+    )
     while True:
-        more = grow(problem, space)
+        more = grow(loss_function, space)
         values, columns = space.pairs()
         at = {"LA": -1, "SA": 0, "LM": int(np.argmax(np.abs(values)))}[which]
-        residual = space.beside[-1] * abs(float(columns[-1, at])) if more else 0.0
+        residual = space.off_diagonal[-1] * abs(float(columns[-1, at])) if more else 0.0
         enough = not more or residual <= tol * float(np.abs(values).max())
         if enough or len(values) == KEPT:
             return float(values[at]), _vector(space, columns[:, at]), residual, enough

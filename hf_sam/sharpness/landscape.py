@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does the loss look like along random directions from the weights, and on the way to other weights?"""
+"""The loss along random directions from the weights, and on the way to other weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hf_sam.sharpness.analyzer import SharpnessAnalyzer
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
-"""Goes around a loop and shows how far it is, as `tqdm.tqdm` does."""
+"""Wraps the iterable of a loop and shows how far the loop is, as `tqdm.tqdm` does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +55,13 @@ def landscape_1d(
         progress: shows how far it is.
     """
     x = _steps("landscape_1d", span, points)
-    problem = analyzer.problem
-    direction = filter_direction(problem.names, problem.parameters, seed)
-    with measuring(problem, analyzer.settings, span=span, direction_seed=seed) as how:
+    loss_function = analyzer.loss_function
+    direction = filter_direction(loss_function.names, loss_function.parameters, seed)
+    with measuring(loss_function, analyzer.settings, span=span, direction_seed=seed) as how:
         losses = []
         for distance in progress(x):
-            with problem.moved(distance * direction):
-                losses.append(problem.loss())
+            with loss_function.moved(distance * direction):
+                losses.append(loss_function.loss())
     return Landscape(x=x, losses=losses, **how)
 
 
@@ -70,13 +70,13 @@ def landscape_2d(
 ) -> Landscape:
     """Return the loss on a square of points^2 points, as `landscape_1d` does on a line."""
     x = _steps("landscape_2d", span, points)
-    problem = analyzer.problem
-    first, second = (filter_direction(problem.names, problem.parameters, s) for s in (seed, seed + 1))
-    with measuring(problem, analyzer.settings, span=span, direction_seed=seed) as how:
+    loss_function = analyzer.loss_function
+    first, second = (filter_direction(loss_function.names, loss_function.parameters, s) for s in (seed, seed + 1))
+    with measuring(loss_function, analyzer.settings, span=span, direction_seed=seed) as how:
         losses: list[list[float]] = [[] for _ in x]
         for row, column in progress([(i, j) for i in range(len(x)) for j in range(len(x))]):
-            with problem.moved(x[column] * first + x[row] * second):
-                losses[row].append(problem.loss())
+            with loss_function.moved(x[column] * first + x[row] * second):
+                losses[row].append(loss_function.loss())
     return Landscape(x=x, y=x, losses=losses, **how)
 
 
@@ -133,7 +133,7 @@ def interpolate(
     Raises:
         ValueError: if the models have other tensors.
     """
-    check_number("interpolate", "points", points, least=2)
+    check_count("interpolate", "points", points, least=2)
     start, end = a.state_dict(), b.state_dict()
     other = [name for name in {*start, *end} if name not in start or name not in end]
     other += [name for name in start if name in end and start[name].shape != end[name].shape]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What are the loss, its gradient and the products with its Hessian, at these weights and near them?"""
+"""The loss, its gradient and products with its Hessian, at the weights and near them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hf_sam.sharpness.borrowed_model import Loan
-from hf_sam.sharpness.examples import Batch, Probe
-from hf_sam.sharpness.losses import LossFunction, ModelLoss
+from hf_sam.sharpness.borrowed_model import BorrowedModel
+from hf_sam.sharpness.examples import Batch, Examples
+from hf_sam.sharpness.losses import BatchLoss, ModelLoss
 from hf_sam.step.replay import devices_of
 
 Curve = tuple[Sequence[Tensor], float]
@@ -28,20 +28,22 @@ class Counts:
     products: float = 0
 
 
-class Problem:
-    """L(w) = sum of a batch's loss times its number of terms / number of all terms, over all batches and processes.
+class LossFunction:
+    """The mean loss L(w) over the terms of all examples: of all batches, on all processes.
 
     Args:
-        loan: the model, with copies of its parameters.
-        probe: the examples.
+        borrowed: the model, with copies of its parameters.
+        examples: what the loss is over.
         loss: returns the mean loss of a batch and the number of terms in it; the model's own without one.
-        graphs: of so many batches the graph of the gradient stays in memory inside of `graphs_kept`.
+        graphs: number of batches whose graph of the gradient stays in memory inside `graphs_kept`.
     """
 
-    def __init__(self, loan: Loan, probe: Probe, loss: LossFunction | None = None, graphs: int = 0) -> None:
-        self.loan, self.probe = loan, probe
-        self.loss_function = loss or ModelLoss()
-        self.names, self.parameters = loan.names, loan.parameters
+    def __init__(
+        self, borrowed: BorrowedModel, examples: Examples, loss: BatchLoss | None = None, graphs: int = 0
+    ) -> None:
+        self.borrowed, self.examples = borrowed, examples
+        self.batch_loss = loss or ModelLoss()
+        self.names, self.parameters = borrowed.names, borrowed.parameters
         self.size = sum(p.numel() for p in self.parameters)
         self.device = devices_of(self.parameters)[0]
         self.dtype = torch.promote_types(self.parameters[0].dtype, torch.float32)
@@ -50,9 +52,9 @@ class Problem:
         self._most_graphs = graphs
         self._graphs: dict[int, Curve] | None = None
 
-    def restricted(self, names: Sequence[str]) -> Problem:
-        """Return the problem in these parameters alone; the others stay where they are. It counts by itself."""
-        part = Problem.__new__(Problem)
+    def restricted(self, names: Sequence[str]) -> LossFunction:
+        """Return the loss as a function of these parameters alone, with counts of its own."""
+        part = LossFunction.__new__(LossFunction)
         part.__dict__.update(self.__dict__)
         part.names = [name for name in self.names if name in set(names)]
         part.parameters = [p for name, p in zip(self.names, self.parameters, strict=True) if name in set(names)]
@@ -60,11 +62,11 @@ class Problem:
         part.counts, part._graphs = Counts(), None
         return part
 
-    def on(self, probe: Probe) -> Problem:
-        """Return the problem on other examples, all of them by this process. It counts by itself."""
-        part = Problem.__new__(Problem)
+    def on(self, examples: Examples) -> LossFunction:
+        """Return the loss on other examples, all of them for this process, with counts of its own."""
+        part = LossFunction.__new__(LossFunction)
         part.__dict__.update(self.__dict__)
-        part.probe, part.counts, part._graphs = probe, Counts(), None
+        part.examples, part.counts, part._graphs = examples, Counts(), None
         part.rank, part.processes = 0, 1
         return part
 
@@ -74,7 +76,7 @@ class Problem:
     def loss(self) -> float:
         """Return L(w)."""
         self.counts.evaluations += 1
-        with self.loan.taken() as model, torch.no_grad():
+        with self.borrowed.with_copies() as model, torch.no_grad():
             pairs = [self._loss_of(model, batch) for batch in self._mine()]
         return self._mean(sum(float(loss) * n for loss, n in pairs), sum(n for _, n in pairs))[0]
 
@@ -82,7 +84,7 @@ class Problem:
         """Return L(w) and its gradient, a vector of `size`."""
         self.counts.gradients += 1
         total, terms, loss = torch.zeros(self.size, dtype=self.dtype, device=self.device), 0.0, 0.0
-        with self.loan.taken() as model:
+        with self.borrowed.with_copies() as model:
             for batch in self._mine():
                 value, n = self._loss_of(model, batch)
                 grads = torch.autograd.grad(value, self.parameters, materialize_grads=True)
@@ -99,7 +101,7 @@ class Problem:
         self.counts.products += len(vectors)
         total, terms = torch.zeros_like(vectors), 0.0
         rows = [self.split(v) for v in vectors]
-        with self.loan.taken() as model:
+        with self.borrowed.with_copies() as model:
             for number, batch in enumerate(self._mine()):
                 grads, n = self._curve(model, number, batch)
                 kept = number in (self._graphs or {})
@@ -132,11 +134,11 @@ class Problem:
         return curve
 
     # ------------------------------------------------------------------------------------------------------------------
-    # Elsewhere
+    # Near w
     # ------------------------------------------------------------------------------------------------------------------
     @contextmanager
     def moved(self, offset: Tensor) -> Iterator[None]:
-        """Be at w + offset; the copies of the weights are back to the bit afterwards."""
+        """Move the copies of the weights to w + offset, and back to the same bits at the end."""
         kept = [p.detach().clone() for p in self.parameters]
         self._forget_graphs()
         try:
@@ -151,7 +153,7 @@ class Problem:
             self._forget_graphs()
 
     def _forget_graphs(self) -> None:
-        if self._graphs:  # they are those of other weights
+        if self._graphs:  # they belong to other weights
             self._graphs.clear()
 
     def split(self, vector: Tensor) -> list[Tensor]:
@@ -160,7 +162,7 @@ class Problem:
         return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self.parameters, strict=True)]
 
     def _add(self, total: Tensor, pieces: Sequence[Tensor], factor: float) -> None:
-        """Add the pieces, times a factor, to where they belong in a vector."""
+        """Add the pieces of a vector, times a factor, to the vector `total`."""
         places = torch.split(total, [p.numel() for p in self.parameters])
         flat_pieces = [piece.reshape(-1) for piece in pieces]
         torch._foreach_add_(list(places), flat_pieces, alpha=factor)
@@ -170,10 +172,10 @@ class Problem:
         return flat([p.detach() for p in self.parameters]).to(self.dtype)
 
     def _mine(self) -> list[Batch]:
-        return self.probe.batches()[self.rank :: self.processes]
+        return self.examples.batches()[self.rank :: self.processes]
 
     def _loss_of(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        loss, terms = self.loss_function(model, self.loan.cast(batch))
+        loss, terms = self.batch_loss(model, self.borrowed.cast(batch))
         if terms == 0:  # nothing to learn from: the mean of nothing is no number
             return loss.nan_to_num(0.0) * 0, 0.0
         return loss, float(terms)

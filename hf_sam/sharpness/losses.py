@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is the loss of a batch, and the mean over how many terms is it?"""
+"""The loss of a batch, and the number of terms that it is the mean of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_sam.step.replay import RandomState, devices_of
 
-LossFunction = Callable[[nn.Module, Mapping[str, Any]], "tuple[Tensor, float]"]
+BatchLoss = Callable[[nn.Module, Mapping[str, Any]], "tuple[Tensor, float]"]
 """Returns the mean loss of a batch, 0-dim, and the number of terms that the mean is over."""
 IGNORED = -100
 """The label that models of transformers leave out of the loss."""
@@ -21,8 +21,8 @@ IGNORED = -100
 class ModelLoss:
     """The loss that the model itself returns, the mean over the tokens or rows that have a label.
 
-    Language models shift the labels inside and so leave out the first token's. Whether one does is found by asking it
-    once, with no other label than the first: the mean over nothing is not a number.
+    Language models shift the labels inside and so leave out the first token's. To find out whether a model does, it is
+    called once with no label but the first: if it shifts, its loss is the mean over nothing, which is not a number.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which groups of parameters does a pattern of module names stand for?"""
+"""Groups of parameters by patterns of module names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What do the measurements look like? Needs matplotlib; each function draws what was measured before."""
+"""Figures of what was measured. Needs matplotlib."""
 
 from __future__ import annotations
 

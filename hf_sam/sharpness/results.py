@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does a measured number carry with it, so that it can be read without the program that made it?"""
+"""Results: measured numbers with the settings, counts and time that they were made with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What every result says about how it came about.
+    """A result with the settings, counts and time that it was made with.
 
     Attributes:
         settings: of the analyzer and of the call: parameters, number of them, examples, dtype, seed and so on.
@@ -31,7 +31,7 @@ class Measured:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything that JSON can hold: all but the vectors, None for what is no number."""
+        """Return all fields but the vectors, as JSON can hold them: None stands for infinity and not-a-number."""
         values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "vectors"}
         return {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
 
@@ -145,5 +145,5 @@ def standard_error(draws: Sequence[float]) -> float:
 
 
 def name_of(kind: str, rho: float, adaptive: bool, m: int) -> str:
-    """Return a name that two results share only if they are the same quantity."""
+    """Return a name that two results have in common only if they are the same quantity."""
     return f"{kind}(rho={rho:g}, {'adaptive, ' if adaptive else ''}m={m})"

@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far does the loss rise within a distance of the weights: one step up, in the worst case, on average?"""
+"""Rises of the loss within a distance of the weights: one step up, in the worst case, on average."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from hf_sam.sharpness.loss_function import Problem
-
-ETA = 0.01
-"""Added to |w| in the adaptive norm, as in ASAM."""
+from hf_sam.sharpness.loss_function import LossFunction
+from hf_sam.variants.asam import is_scaled, scale_of
 
 
-def scales(problem: Problem, adaptive: bool) -> Tensor | None:
-    """Return T of the norm ||T^-1 eps||, a vector: ASAM's |w| + 0.01 on matrices and 1 on vectors; None for 1."""
+def scales(loss_function: LossFunction, adaptive: bool) -> Tensor | None:
+    """Return T of the norm ||T^-1 eps||, a vector: that of ASAM where `adaptive`; None for 1."""
     if not adaptive:
         return None
-    pieces = [p.detach().abs() + ETA if p.dim() > 1 else torch.ones_like(p) for p in problem.parameters]
-    return torch.cat([piece.reshape(-1) for piece in pieces]).to(problem.dtype)
+    pieces = [scale_of(p) if is_scaled(p) else torch.ones_like(p) for p in loss_function.parameters]
+    return torch.cat([piece.reshape(-1) for piece in pieces]).to(loss_function.dtype)
 
 
 def one_step(gradient: Tensor, rho: float, scale: Tensor | None) -> Tensor:
@@ -30,26 +28,26 @@ def one_step(gradient: Tensor, rho: float, scale: Tensor | None) -> Tensor:
     return step if scale is None else scale * step
 
 
-def sam_rise(problem: Problem, rho: float, scale: Tensor | None) -> tuple[float, float, float]:
-    """Return L(w + eps) - L(w), L(w) and ||eps||, eps the step of SAM or ASAM on all of the problem's examples."""
-    loss, gradient = problem.gradient()
+def sam_rise(loss_function: LossFunction, rho: float, scale: Tensor | None) -> tuple[float, float, float]:
+    """Return L(w + eps) - L(w), L(w) and ||eps||, eps the step of SAM or ASAM on all examples."""
+    loss, gradient = loss_function.gradient()
     epsilon = one_step(gradient, rho, scale)
-    with problem.moved(epsilon):
-        return problem.loss() - loss, loss, float(epsilon.norm())
+    with loss_function.moved(epsilon):
+        return loss_function.loss() - loss, loss, float(epsilon.norm())
 
 
-def worst_rise(problem: Problem, rho: float, steps: int, scale: Tensor | None) -> tuple[float, float, float]:
+def worst_rise(loss_function: LossFunction, rho: float, steps: int, scale: Tensor | None) -> tuple[float, float, float]:
     """Return the highest L(w + eps) - L(w) found with ||T^-1 eps|| <= rho, with L(w) and ||eps||.
 
     Projected gradient ascent in the coordinates T^-1 eps, from SAM's step, with steps of rho that shrink to a
     twentieth of it; the best point counts, so it is never less than SAM's.
     """
-    loss, gradient = problem.gradient()
+    loss, gradient = loss_function.gradient()
     epsilon = one_step(gradient, rho, scale)
     best, norm = float("-inf"), 0.0
     for step in range(steps):
-        with problem.moved(epsilon):
-            here, gradient = problem.gradient()
+        with loss_function.moved(epsilon):
+            here, gradient = loss_function.gradient()
         if here > best:
             best, norm = here, float(epsilon.norm())
         length = rho * (1 - 0.95 * step / max(1, steps - 1))
@@ -63,23 +61,23 @@ def _into_ball(epsilon: Tensor, rho: float, scale: Tensor | None) -> Tensor:
 
 
 def average_rises(
-    problem: Problem, rho: float, draws: int, scale: Tensor | None, seed: int
+    loss_function: LossFunction, rho: float, draws: int, scale: Tensor | None, seed: int
 ) -> tuple[list[float], float, float]:
     """Return (L(w + eps) + L(w - eps)) / 2 - L(w) of each draw, L(w) and the mean ||eps||.
 
     eps = rho * T z / ||z||, z normal. The pair cancels what is linear in eps, which would drown the rest.
     """
-    loss = problem.loss()
+    loss = loss_function.loss()
     generator = torch.Generator().manual_seed(seed)
     rises: list[float] = []
     norms = 0.0
     for _ in range(draws):
-        z = torch.randn(problem.size, generator=generator, dtype=problem.dtype).to(problem.device)
+        z = torch.randn(loss_function.size, generator=generator, dtype=loss_function.dtype).to(loss_function.device)
         epsilon = rho * z / z.norm() if scale is None else rho * scale * z / z.norm()
         there = 0.0
         for sign in (1.0, -1.0):
-            with problem.moved(sign * epsilon):
-                there += problem.loss() / 2
+            with loss_function.moved(sign * epsilon):
+                there += loss_function.loss() / 2
         rises.append(there - loss)
         norms += float(epsilon.norm())
     return rises, loss, norms / draws

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What are the eigenvalues of the Hessian, their sum, and how are they spread?"""
+"""Eigenvalues of the Hessian, their sum (the trace), and their density."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_sam._checks import checked_choice
+from hf_sam._checks import check_count, checked_choice
 from hf_sam.sharpness.lanczos import KEPT, extreme, grow, started
-from hf_sam.sharpness.loss_function import Problem
+from hf_sam.sharpness.loss_function import LossFunction
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Measure = TypeVar("Measure", bound=Callable[..., Any])
@@ -23,27 +23,28 @@ ROUGH = 0.1
 
 
 def _keeping_graphs(measure: Measure) -> Measure:
-    """Let products share what they can for as long as `measure` runs, which moves no weights."""
+    """Keep the graphs of the gradient for as long as `measure` runs, which must not move the weights."""
 
     @functools.wraps(measure)
-    def kept(problem: Problem, *args: Any) -> Any:
-        with problem.graphs_kept():
-            return measure(problem, *args)
+    def kept(loss_function: LossFunction, *args: Any) -> Any:
+        with loss_function.graphs_kept():
+            return measure(loss_function, *args)
 
     return cast(Measure, kept)
 
 
 @_keeping_graphs
 def eigenvalues(
-    problem: Problem, k: int, which: str, tol: float, seed: int, most: int
+    loss_function: LossFunction, k: int, which: str, tol: float, seed: int, most: int
 ) -> tuple[list[float], Tensor, list[float]]:
     """Return k eigenvalues, the one asked for first, their vectors, (k, size), and ||H v - lambda v|| of each.
 
-    The largest alone by Lanczos without restarts, which no method with products alone beats; if twenty vectors do not
-    do, and for several, ARPACK (`scipy.sparse.linalg.eigsh`). A matrix too small for it is written out instead.
+    The largest alone is found by Lanczos without restarts, which no method with products alone beats. ARPACK
+    (`scipy.sparse.linalg.eigsh`) finds several, or the largest where twenty vectors are not enough. A matrix too small
+    for ARPACK is written out.
 
     Args:
-        problem: the loss.
+        loss_function: the loss.
         k: how many, 1 <= k <= size.
         which: "LA" the largest, "SA" the smallest, "LM" the largest in magnitude.
         tol: residual asked for, relative to the largest eigenvalue; the error of an eigenvalue is about its square.
@@ -55,66 +56,66 @@ def eigenvalues(
         RuntimeError: if it does not converge.
     """
     checked_choice("top_eigenvalues(which=...)", which, WHICH)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= problem.size:
-        raise ValueError(f"`top_eigenvalues(k=...)` must be a whole number from 1 to {problem.size}, got {k!r}.")
+    check_count("top_eigenvalues", "k", k, most=loss_function.size)
     vectors = max(2 * k + 1, KEPT)
     if k == 1 and which != "SA":
-        value, vector, residual, enough = extreme(problem, which, tol, seed)
+        value, vector, residual, enough = extreme(loss_function, which, tol, seed)
         if enough:
             return [value], vector[None], [residual]
-    if problem.size <= vectors + 1:
-        values, columns = np.linalg.eigh(_written_out(problem))
+    if loss_function.size <= vectors + 1:
+        values, columns = np.linalg.eigh(_written_out(loss_function))
     else:
-        values, columns = _arpack(problem, k, which, vectors, tol, seed, most)
+        values, columns = _arpack(loss_function, k, which, vectors, tol, seed, most)
     key = {"LA": -values, "SA": values, "LM": -np.abs(values)}[which]
     order = np.argsort(key)[:k]
-    rows = torch.as_tensor(np.ascontiguousarray(columns[:, order].T)).to(problem.device, problem.dtype)
+    rows = torch.as_tensor(np.ascontiguousarray(columns[:, order].T)).to(loss_function.device, loss_function.dtype)
     found: list[float] = values[order].tolist()
-    return found, rows, _residuals(problem, found, rows)
+    return found, rows, _residuals(loss_function, found, rows)
 
 
-def _residuals(problem: Problem, values: list[float], vectors: Tensor) -> list[float]:
-    images = torch.cat([problem.products(v[None]) for v in vectors])
+def _residuals(loss_function: LossFunction, values: list[float], vectors: Tensor) -> list[float]:
+    images = torch.cat([loss_function.products(v[None]) for v in vectors])
     scaled = torch.tensor(values, dtype=vectors.dtype, device=vectors.device)[:, None] * vectors
     lengths: list[float] = (images - scaled).norm(dim=1).tolist()
     return lengths
 
 
 @_keeping_graphs
-def trace(problem: Problem, products: int, seed: int) -> list[float]:
+def trace(loss_function: LossFunction, products: int, seed: int) -> list[float]:
     """Return draws whose mean is the trace (Hutch++, Meyer et al. 2021, algorithm 1), from so many products.
 
-    A third of them find the directions that the Hessian stretches most, a third measure these exactly, and a third
-    estimate what is left: only that part is uncertain, so the spread of the draws is that of the whole.
+    A third of the products find the directions that the Hessian stretches most, a third measure these exactly, and a
+    third estimate the rest. Only the rest is uncertain, so the spread of the draws is that of the whole.
 
     Raises:
         ValueError: for fewer than 6 products.
     """
-    if isinstance(products, bool) or not isinstance(products, int) or products < 6:
-        raise ValueError(f"`trace(products=...)` must be a whole number >= 6, got {products!r}.")
-    third = min(products // 3, problem.size)
-    draw = _signs(problem, seed)
-    basis, _ = torch.linalg.qr(problem.products(draw(third)).T)
-    inside = float((basis.T * problem.products(basis.T.contiguous())).sum())
+    check_count("trace", "products", products, least=6)
+    third = min(products // 3, loss_function.size)
+    draw = _signs(loss_function, seed)
+    basis, _ = torch.linalg.qr(loss_function.products(draw(third)).T)
+    inside = float((basis.T * loss_function.products(basis.T.contiguous())).sum())
     rest = draw(products - 2 * third)
     rest = rest - (rest @ basis) @ basis.T
-    if third == problem.size:
+    if third == loss_function.size:
         return [inside]
-    return [inside + float(each) for each in (rest * problem.products(rest)).sum(dim=1)]
+    return [inside + float(each) for each in (rest * loss_function.products(rest)).sum(dim=1)]
 
 
 @_keeping_graphs
-def density(problem: Problem, steps: int, runs: int, seed: int) -> tuple[list[list[float]], list[list[float]]]:
+def density(
+    loss_function: LossFunction, steps: int, runs: int, seed: int
+) -> tuple[list[list[float]], list[list[float]]]:
     """Return nodes and weights of `runs` runs of Lanczos, each with a random start (Ghorbani et al. 2019).
 
-    The vectors of a run are all kept and made orthogonal to each other, twice, so that no eigenvalue comes up again:
-    `steps` vectors of memory.
+    All vectors of a run are kept, `steps` of them, and made orthogonal to each other twice, so that no eigenvalue is
+    found a second time.
     """
-    draw = _signs(problem, seed)
+    draw = _signs(loss_function, seed)
     nodes, weights = [], []
     for _ in range(runs):
         space = started(draw(1)[0])
-        while grow(problem, space) and len(space.diagonal) < steps:
+        while grow(loss_function, space) and len(space.diagonal) < steps:
             pass
         values, vectors = space.pairs()
         nodes.append(values.tolist())
@@ -123,35 +124,35 @@ def density(problem: Problem, steps: int, runs: int, seed: int) -> tuple[list[li
 
 
 def _arpack(
-    problem: Problem, k: int, which: str, vectors: int, tol: float, seed: int, most: int
+    loss_function: LossFunction, k: int, which: str, vectors: int, tol: float, seed: int, most: int
 ) -> tuple[Array, Array]:
     """Return k eigenvalues and the columns that belong to them.
 
-    ARPACK measures residuals by the eigenvalue itself, and one near zero is then never reached. Where that can be, the
-    matrix is shifted by its largest eigenvalue in magnitude, which a few products show roughly: that is the measure.
+    ARPACK measures a residual relative to its eigenvalue, and so never accepts one near zero. For "LA" and "SA" the
+    matrix is therefore shifted by its largest eigenvalue in magnitude, which a few products give roughly.
     """
-    start = np.random.default_rng(seed).standard_normal(problem.size)
+    start = np.random.default_rng(seed).standard_normal(loss_function.size)
     if which == "LM":
-        return _run(problem, 0.0, k, which, vectors, tol, start, most)
-    rough = extreme(problem, "LM", ROUGH, seed)[0]
+        return _run(loss_function, 0.0, k, which, vectors, tol, start, most)
+    rough = extreme(loss_function, "LM", ROUGH, seed)[0]
     shift = abs(rough) * (1 if which == "LA" else -1)
-    values, columns = _run(problem, shift, k, which, vectors, tol, start, most)
+    values, columns = _run(loss_function, shift, k, which, vectors, tol, start, most)
     return values - shift, columns
 
 
 def _run(
-    problem: Problem, shift: float, k: int, which: str, vectors: int, tol: float, start: Array, most: int
+    loss_function: LossFunction, shift: float, k: int, which: str, vectors: int, tol: float, start: Array, most: int
 ) -> tuple[Array, Array]:
     from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
-    dtype = np.float64 if problem.dtype == torch.float64 else np.float32
+    dtype = np.float64 if loss_function.dtype == torch.float64 else np.float32
 
     def times(v: Array) -> Array:
-        row = torch.as_tensor(v.reshape(1, -1), dtype=problem.dtype).to(problem.device)
-        image: Array = problem.products(row)[0].add_(row[0], alpha=shift).cpu().numpy()
+        row = torch.as_tensor(v.reshape(1, -1), dtype=loss_function.dtype).to(loss_function.device)
+        image: Array = loss_function.products(row)[0].add_(row[0], alpha=shift).cpu().numpy()
         return image
 
-    operator = LinearOperator((problem.size, problem.size), matvec=times, dtype=dtype)
+    operator = LinearOperator((loss_function.size, loss_function.size), matvec=times, dtype=dtype)
     try:
         return eigsh(operator, k=k, which=which, ncv=vectors, tol=tol, v0=start.astype(dtype), maxiter=most)  # type: ignore[no-any-return]
     except ArpackNoConvergence as error:
@@ -161,19 +162,19 @@ def _run(
         ) from error
 
 
-def _written_out(problem: Problem) -> Array:
+def _written_out(loss_function: LossFunction) -> Array:
     """Return the whole matrix."""
-    rows = problem.products(torch.eye(problem.size, dtype=problem.dtype, device=problem.device))
+    rows = loss_function.products(torch.eye(loss_function.size, dtype=loss_function.dtype, device=loss_function.device))
     matrix: Array = ((rows + rows.T) / 2).double().cpu().numpy()
     return matrix
 
 
-def _signs(problem: Problem, seed: int) -> Callable[[int], Tensor]:
+def _signs(loss_function: LossFunction, seed: int) -> Callable[[int], Tensor]:
     """Return a function that draws rows of +1 and -1, the same ones on every device and process."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(rows: int) -> Tensor:
-        signs = torch.randint(0, 2, (rows, problem.size), generator=generator, dtype=torch.int8)
-        return (signs.to(problem.device, problem.dtype) * 2).sub_(1)
+        signs = torch.randint(0, 2, (rows, loss_function.size), generator=generator, dtype=torch.int8)
+        return (signs.to(loss_function.device, loss_function.dtype) * 2).sub_(1)
 
     return draw

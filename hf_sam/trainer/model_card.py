@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 
+from hf_sam import _model_card
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.variants import VARIANTS
 
@@ -58,12 +58,7 @@ def sam_section(config: SAMConfig) -> str:
 
 def with_section(card: str, config: SAMConfig) -> str:
     """Return the model card's text with our section before the hyperparameters, or at the end if it has none."""
-    section = sam_section(config)
-    card = re.sub(rf"{re.escape(HEADING)}\n.*?\n```\n\n?", "", card, flags=re.DOTALL)  # one written before
-    if NEXT_HEADING not in card:
-        return f"{card.rstrip()}\n\n{section}"
-    before, after = card.split(NEXT_HEADING, 1)
-    return f"{before}{section}\n{NEXT_HEADING}{after}"
+    return _model_card.with_section(card, sam_section(config), end="```", before=NEXT_HEADING)
 
 
 def with_tag(tags: str | list[str] | None) -> list[str]:

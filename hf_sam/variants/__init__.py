@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which directions are there, and how is one made from its name?"""
+"""The variants by name."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VARIANTS: dict[str, type[Variant]] = {
     "flat_lora": FlatLoRA,
     "bi_lora": BiLoRA,
 }
-"""Directions by the name used in `sam_variant`. A new one is a class and a line here."""
+"""Variants by the name used in `sam_variant`. A new one is a class and a line here."""
 
 
 def make_variant(name: str, kwargs: Mapping[str, Any] | None = None, *, argument: str = "sam_variant") -> Variant:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must a direction answer so that the step can climb along it?"""
+"""The base classes of variants, and the ascent that a variant returns."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LengthOf = Callable[[list[Tensor], list[Tensor]], Tensor]
 
 
 class Variant(ABC):
-    """A direction: which way epsilon points.
+    """A variant of SAM: it says which way epsilon points.
 
     A subclass fills in `ascend`; the constructor's keyword arguments are its options. Instances may keep state between
-    steps; then `state_dict` and `load_state_dict` say what a resume needs. Directions known before any gradient is are
-    subclasses of `OnePass`; what changes the weights without perturbing them is a subclass of `Regulariser`.
+    steps; then `state_dict` and `load_state_dict` say what a resume needs. A variant that knows epsilon before any
+    gradient is a subclass of `OnePass`; one that changes the weights without perturbing them, of `Regulariser`.
 
     Attributes:
         title: name for model cards and messages.
@@ -31,17 +31,18 @@ class Variant(ABC):
         default_rho: the radius where the user gives none.
         passes: how many passes over the data a step takes: "two", "one" at perturbed weights, or one "plain" one.
         combines: whether `combine` mixes the two gradients; the step then keeps a copy of the clean one.
-        recovers_gradient: whether `recover_gradient_` turns epsilon back into the clean gradient's direction. Where it
-            does, the step measures `sam/grad_cosine` without keeping a copy of the clean gradient.
-        remembers: whether it keeps gradients from step to step. All processes then have to see the same gradients.
-        adapts_radius: whether rho is a length that a controller can find (`rho="auto"`).
+        recovers_gradient: whether `recover_gradient_` makes of epsilon a vector parallel to the clean gradient. The
+            step then measures `sam/grad_cosine` without a copy of the clean gradient, which it has anyway where
+            `combines`.
+        remembers: whether it keeps state from step to step. All processes then have to see the same gradients.
+        adapts_radius: whether rho is a length that `rho="auto"` can find.
         auto_strength: what `rho="auto"` aims for, in units of the weights along the direction.
-        scale_free: whether rho is measured in such units already, as ASAM's is.
+        scale_free: whether rho is measured in units of the weights already, as ASAM's is.
         filters: whether a choice of parameters (`sam_parameters`) makes sense for it.
         off_in_warmup: whether it waits for the learning rate's warm-up to end, unless the user says otherwise.
         every: steps from one perturbation to the next; `reuse_` is called on those between. An option of LookSAM.
         uses_loss_scale: whether `loss_scale` makes a difference to it.
-        loss_scale: what the gradients it sees are multiplied by (a gradient scaler's); set before each step.
+        loss_scale: what the gradients it sees are multiplied by (a gradient scaler's factor); set before each step.
     """
 
     title: ClassVar[str]
@@ -67,7 +68,7 @@ class Variant(ABC):
         Args:
             params: the parameters at w, not to be changed.
             grads: the clean gradient g, one tensor per parameter, possibly loss-scaled (so the result must not depend
-                on the length of g). The callee owns these tensors and may overwrite them or return them.
+                on the length of g). They may be overwritten and returned.
             rho: the radius, >= 0.
 
         Returns:
@@ -77,14 +78,16 @@ class Variant(ABC):
     def combine(self, clean: list[Tensor], perturbed: list[Tensor]) -> list[Tensor]:
         """Return the gradient for the optimizer from g and h; h itself unless a subclass sets `combines`.
 
-        `params` of the last `ascend` belong to them, in this order; inner products of shards need those (see
+        They belong to the `params` of the last `ascend`, in this order. Inner products of shards need these (see
         `hf_sam.vectors.vectors.global_dot`).
         """
         del clean
         return perturbed
 
     def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
-        """Overwrite `epsilon`, as it was realised, with a vector parallel to the clean gradient.
+        """Overwrite `epsilon`, as it was realised, with a vector parallel to the clean gradient, where it is not one.
+
+        Called only where `recovers_gradient` is set. This one changes nothing: epsilon is parallel to g.
 
         Args:
             params: the parameters concerned, which may be seen in pieces.
@@ -94,7 +97,10 @@ class Variant(ABC):
         Returns:
             Whether `epsilon` had to be changed.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not set recovers_gradient.")
+        del params, w, epsilon
+        if not self.recovers_gradient:
+            raise NotImplementedError(f"{type(self).__name__} does not set recovers_gradient.")
+        return False
 
     def reuse_(self, params: list[Tensor], grads: list[Tensor]) -> None:
         """Change the gradient of a step without a perturbation in place, where `every` is above 1.
@@ -106,7 +112,7 @@ class Variant(ABC):
         del params, grads
 
     def prepare(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-        """Learn the parameters' names before the first step, for directions that depend on them."""
+        """Learn the parameters' names before the first step, for variants that depend on them."""
         del named_parameters
 
     def prepare_model(self, model: nn.Module) -> None:
@@ -118,7 +124,7 @@ class Variant(ABC):
         del model
 
     def check_optimizer(self, optimizer: Any, params: list[Tensor]) -> None:
-        """Raise for an optimizer that the direction cannot work with; asked before the first steps of a run.
+        """Raise for an optimizer that the variant cannot work with; called before the first step of a run.
 
         Args:
             optimizer: the user's, or a wrapper around it; None where there is none.
@@ -144,9 +150,9 @@ class Variant(ABC):
 
 
 class OnePass(Variant):
-    """A direction that is known before the forward pass: a step is one pass, at w + epsilon.
+    """A variant that knows epsilon before the forward pass: a step is one pass, at w + epsilon.
 
-    The clean loss is not computed then; what is reported is L(w + epsilon).
+    The clean loss is not computed; the loss reported is L(w + epsilon).
     """
 
     passes = "one"
@@ -155,29 +161,28 @@ class OnePass(Variant):
     def direction_before_pass(
         self, params: list[Tensor], rho: Length | LengthOf, context: StepContext
     ) -> tuple[list[Tensor], Ascent] | None:
-        """Return which tensors move and epsilon, before the pass; None for a step at w.
+        """Return the tensors that move and where they climb to, before the pass; None for a step at w.
 
-        Called for every micro-batch of a window and must say the same each time.
+        Called for every micro-batch of a window; it must return the same each time.
 
         Args:
-            params: the trained parameters (those that a filter has left) at w, not to be changed.
-            rho: the radius, >= 0, or what computes it from the tensors that move and their direction (only where
-                `adapts_radius`).
+            params: the trained parameters that `sam_parameters` chooses, at w, not to be changed.
+            rho: the radius, >= 0; or, only where `adapts_radius`, a function that computes it from the tensors that
+                move and their direction.
             context: where in the run this is, with the optimizer.
 
         Returns:
-            The tensors to move (a sublist of `params`, of their kind, see `same_kind`; or others, such as
-            frozen weights) and where they climb to. The memory of the ascent's direction is handed over, unless it
-            is `lent`.
+            The tensors to move (a sublist of `params`, of their kind, see `same_kind`; or others, such as frozen
+            weights), and the ascent, whose direction may be overwritten unless it is `lent`.
         """
 
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: Length) -> Ascent:
-        """Raise: there is no clean gradient in a step of one pass."""
+        """Raise, as a step of one pass has no clean gradient."""
         raise NotImplementedError(f"{type(self).__name__} climbs before there is a gradient.")
 
 
 class Regulariser(Variant):
-    """A method that changes weights a little at each step, as weight decay does; one plain pass."""
+    """A variant that changes the weights a little at each step, as weight decay does, in one plain pass."""
 
     passes = "plain"
     adapts_radius = False
@@ -185,7 +190,9 @@ class Regulariser(Variant):
 
     @abstractmethod
     def adjust_(self, strength: Length, context: StepContext) -> None:
-        """Change the weights in place, after backward and before the optimizer's step; nothing on bad gradients.
+        """Change the weights in place, after backward and before the optimizer's step.
+
+        They stay as they are if a gradient is not finite.
 
         Args:
             strength: the coefficient (`rho` and its schedule).
@@ -193,5 +200,5 @@ class Regulariser(Variant):
         """
 
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: Length) -> Ascent:
-        """Raise: nothing is perturbed."""
+        """Raise, as nothing is perturbed."""
         raise NotImplementedError(f"{type(self).__name__} does not perturb.")

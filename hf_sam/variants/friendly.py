@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which way does Friendly-SAM climb? Along what this batch's gradient has beyond the gradients so far."""
+"""Friendly-SAM: climb along what this batch's gradient has beyond the mean of the gradients so far."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from hf_sam._checks import check_number
 from hf_sam.variants.base import Length, Variant
-from hf_sam.variants.per_parameter_state import Memory
+from hf_sam.variants.per_parameter_state import PerParameterState
 from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, global_norm, sum_of
 
 ROUNDING = 8
-"""A difference shorter than this many units in the last place of what it is the difference of is no direction."""
+"""Units in the last place of ||g||: a d that is not longer is rounding, not a direction."""
 
 
 class FriendlySAM(Variant):
@@ -23,14 +23,14 @@ class FriendlySAM(Variant):
 
         m <- lmbda * m + (1 - lmbda) * g,   d = g - sigma * m,   epsilon = rho * d / ||d||_2
 
-    m starts at zero and stands for the gradient of the whole data set, so d is the noise of the batch. It is kept
+    m starts at zero and stands for the gradient of the whole data set, so d is the noise of the batch. m is kept
     unscaled (see `Variant.loss_scale`), in at least float32: the memory of one more gradient, saved with a checkpoint.
-    A gradient that is zero or not finite does not enter it. A parameter's m rests in steps without a gradient for it.
+    A gradient that is zero or not finite does not enter m. A step without a gradient for a parameter leaves its m.
 
     Args:
         sigma: how much of m is taken off, >= 0; 0 is SAM. sigma * (1 - lmbda) must be < 1: from there on epsilon would
             point downhill.
-        lmbda: how long m remembers, in [0, 1). The paper's runs have 0.6 to 0.95.
+        lmbda: weight of the past in m, in [0, 1). The paper's runs have 0.6 to 0.95.
 
     Raises:
         TypeError: if an option is no number.
@@ -56,7 +56,7 @@ class FriendlySAM(Variant):
                 "`FriendlySAM(sigma=...)` times (1 - lmbda) must be < 1, or epsilon points downhill, got "
                 f"sigma={sigma!r} and lmbda={lmbda!r}. Take a smaller sigma or a larger lmbda."
             )
-        self._mean = Memory("mean")
+        self._mean = PerParameterState("mean")
 
     def prepare(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
         """Learn the names under which the running mean is saved."""

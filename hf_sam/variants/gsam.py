@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does GSAM step along? The perturbed gradient, less what is left of the clean one beside it."""
+"""GSAM: step along the perturbed gradient, less the part of the clean one that is orthogonal to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ class GSAM(Variant):
 
         h - alpha * g_perp,   g_perp = g - <g, h> / <h, h> * h
 
-    with both inner products over all parameters: the gap L(w + epsilon) - L(w) shrinks, L(w + epsilon) does not notice.
+    with both inner products over all parameters: the gap L(w + epsilon) - L(w) shrinks, and to first order
+    L(w + epsilon) stays.
     The paper ties rho to the learning rate (`rho_schedule="lr"`).
 
     Args:
@@ -32,7 +33,6 @@ class GSAM(Variant):
 
     title = "GSAM"
     combines = True
-    recovers_gradient = True
     citation = """@inproceedings{zhuang2022surrogate,
     title     = {Surrogate Gap Minimization Improves Sharpness-Aware Training},
     author    = {Juntang Zhuang and Boqing Gong and Liangzhe Yuan and Yin Cui and Hartwig Adam and Nicha C. Dvornek
@@ -66,8 +66,3 @@ class GSAM(Variant):
                 g_perp = torch.addcmul(g_i.to(along_h.dtype), h_i.to(along_h.dtype), along_h, value=-1)
                 h_i.sub_(torch.where(usable, g_perp.mul_(self.alpha), 0.0))
         return h
-
-    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
-        """Leave epsilon as it is: it is parallel to the gradient."""
-        del params, w, epsilon
-        return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does LookSAM do between two perturbations? It takes what of the last perturbed gradient is slow to change."""
+"""LookSAM: reuse between two perturbations the part of the perturbed gradient that is slow to change."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sam._checks import check_number
+from hf_sam._checks import check_count, check_number
 from hf_sam.variants.base import Length, Variant
-from hf_sam.variants.per_parameter_state import Memory
+from hf_sam.variants.per_parameter_state import PerParameterState
 from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, global_norm, sums
 
 ROUNDING = 8
-"""A g_v shorter than this many units in the last place of h is rounding, not a direction."""
+"""Units in the last place of ||h||: a g_v that is not longer is rounding, not a direction."""
 
 
 class LookSAM(Variant):
     """LookSAM (Liu et al. 2022, algorithm 1).
 
-    Every k-th step is one of SAM, and keeps what of h is orthogonal to g; the steps between add that to their gradient:
+    Every k-th step is one of SAM and keeps g_v, the part of h that is orthogonal to g. The steps between add g_v to
+    their gradient:
 
         g_v = h - <h, g> / <g, g> * g          g + alpha * ||g|| / ||g_v|| * g_v
 
-    Norms and inner products are over all parameters (those with a gradient in the step). g_v is kept in at least
-    float32, the memory of one more gradient, and saved with a checkpoint. It stays what it was where g cannot be
-    climbed along or h is not finite, and is zero after a step with rho = 0. The length of the gradients, and so their
-    loss scale, does not matter.
+    Norms and inner products are over all parameters with a gradient in the step. g_v is kept in at least float32, the
+    memory of one more gradient, and saved with a checkpoint. g_v stays as it was if g is zero or not finite, or h is
+    not finite. g_v is zero after a step with rho = 0. The length of the gradients, and so their loss scale, does not
+    matter.
 
     Args:
         k: steps from one perturbation to the next, >= 1; 1 is SAM.
@@ -42,7 +43,6 @@ class LookSAM(Variant):
 
     title = "LookSAM"
     combines = True
-    recovers_gradient = True
     remembers = True
     citation = """@inproceedings{liu2022towards,
     title     = {Towards Efficient and Scalable Sharpness-Aware Minimization},
@@ -53,11 +53,9 @@ class LookSAM(Variant):
 }"""
 
     def __init__(self, *, k: int = 5, alpha: float = 0.1) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"`LookSAM(k=...)` must be a whole number >= 1, got {k!r}.")
-        self.every = k
+        self.every = check_count("LookSAM", "k", k)
         self.alpha = check_number("LookSAM", "alpha", alpha, least=0)
-        self._orthogonal = Memory("orthogonal")
+        self._orthogonal = PerParameterState("orthogonal")
         self._climb: tuple[list[Tensor], Tensor, Tensor] | None = None  # where, whether it could, whether it moved
 
     def prepare(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
@@ -75,7 +73,7 @@ class LookSAM(Variant):
         """Keep g_v; return h.
 
         Raises:
-            RuntimeError: if there was no `ascend` since the last call.
+            RuntimeError: if `ascend` was not called before.
         """
         if self._climb is None:
             raise RuntimeError("`LookSAM.combine` belongs to the `ascend` before it, of which there was none.")
@@ -101,11 +99,6 @@ class LookSAM(Variant):
         taken_off = torch.where(torch.isfinite(factor), -factor, 0.0)
         for g_i, v_i in zip(grads, g_v, strict=True):
             g_i.addcmul_(v_i, taken_off, value=-1)  # no minus zero becomes zero where g_v is
-
-    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
-        """Leave epsilon as it is: it is parallel to the gradient."""
-        del params, w, epsilon
-        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Return g_v."""

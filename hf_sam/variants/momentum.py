@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which way does Momentum-SAM climb? Against the optimizer's momentum, which is there before the gradient is."""
+"""Momentum-SAM: climb against the optimizer's momentum, which is known before the gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_sam._checks import check_number
 from hf_sam.step_context import StepContext
-from hf_sam.variants.asam import ASAM
+from hf_sam.variants.asam import ASAM, ETA
 from hf_sam.variants.base import Length, LengthOf, OnePass
 from hf_sam.vectors.shards import local_shard
 from hf_sam.vectors.vectors import Ascent, along, global_norm, same_kind, snapshot
@@ -23,21 +23,21 @@ OWN_FORMAT = ("bitsandbytes",)
 NEEDED = (
     "Momentum-SAM climbs against the optimizer's first moment, so it needs an optimizer that keeps one, unquantised, "
     "in the shape of the weights: {problem}. Take AdamW or another Adam (optim='adamw_torch_fused'), Lion, or SGD or "
-    "RMSprop with momentum (optim='sgd', optim_args='momentum=0.9'); or another direction, such as 'sam'."
+    "RMSprop with momentum (optim='sgd', optim_args='momentum=0.9'); or another variant, such as 'sam'."
 )
 
 
 class Momentum(OnePass):
     """Momentum-SAM (MSAM; Becker et al. 2025, algorithm 1): a sharpness-aware step for the price of a plain one.
 
-    epsilon = -rho * m / ||m||_2, one norm over all parameters, where m is the optimizer's own first moment, as it is
-    (no correction of its bias: only the direction counts). To move against m is to look ahead to where the optimizer is
-    going, as Nesterov's momentum does, but much further: across a narrow valley, whose other side is uphill. The
-    opposite sign hurts (the paper).
+    epsilon = -rho * m / ||m||_2, one norm over all parameters, where m is the optimizer's first moment, without the
+    correction of its bias: only the direction counts. A move against m looks ahead to where the optimizer is going, as
+    Nesterov's momentum does, but much further: across a narrow valley, whose other side is uphill. The paper shows that
+    the opposite sign hurts.
 
-    The paper keeps the weights perturbed between steps; here they are perturbed during the pass alone, which gives the
-    same gradients and lets nobody see them. m is read, never changed or copied. Before the optimizer's first step there
-    is none, and a parameter that has had no gradient yet has none: it stays where it is.
+    The paper keeps the weights perturbed between steps. Here they are perturbed during the pass alone: the gradients
+    are the same, and no other code sees perturbed weights. m is read, never changed or copied. Before the optimizer's
+    first step on a parameter it has no m, and stays where it is.
 
     The paper uses radii of 0.3 to 3, and none while the learning rate warms up, when m is mostly noise.
 
@@ -63,7 +63,7 @@ class Momentum(OnePass):
     url       = {https://arxiv.org/abs/2401.12033}
 }"""
 
-    def __init__(self, *, adaptive: bool = False, eta: float = 0.01) -> None:
+    def __init__(self, *, adaptive: bool = False, eta: float = ETA) -> None:
         if not isinstance(adaptive, bool):
             raise ValueError(f"`Momentum(adaptive=...)` must be true or false, got {adaptive!r}.")
         self.adaptive, self.eta = adaptive, check_number("Momentum", "eta", eta, least=0)
@@ -71,7 +71,7 @@ class Momentum(OnePass):
         self._seen_through_weights = ASAM(eta=self.eta)
 
     def check_optimizer(self, optimizer: Any, params: list[Tensor]) -> None:
-        """Raise for an optimizer that keeps no first moment, as far as it has stepped.
+        """Raise for an optimizer that keeps no first moment of a parameter that it has stepped on.
 
         Raises:
             ValueError: with the optimizer's name and the ways out.
@@ -87,7 +87,7 @@ class Momentum(OnePass):
         """Return -rho * m / ||m||, or as `adaptive` says; None before the optimizer's first step.
 
         Raises:
-            ValueError: if the optimizer keeps no first moment, as far as it has stepped.
+            ValueError: if the optimizer keeps no first moment of a parameter that it has stepped on.
         """
         refuse_optimizer(context.optimizer, params)
         moments = {id(p): first_moment(context.optimizer, p) for p in params}
@@ -102,7 +102,7 @@ class Momentum(OnePass):
 
 
 def first_moment(optimizer: Any, param: Tensor) -> Tensor | None:
-    """Return what this process holds of the optimizer's first moment of `param`, not to be changed.
+    """Return this process's part of the optimizer's first moment of `param`, not to be changed.
 
     Returns:
         None while the optimizer has not stepped on `param`.
@@ -122,7 +122,7 @@ def first_moment(optimizer: Any, param: Tensor) -> Tensor | None:
 
 
 def refuse_optimizer(optimizer: Any, params: list[Tensor] | None = None) -> None:
-    """Raise for an optimizer of which it can be known before its first step that it will keep no first moment.
+    """Raise for an optimizer that will keep no first moment, as far as that shows before its first step.
 
     Args:
         optimizer: a torch optimizer, or a wrapper that shows its `state` and `param_groups`; None where there is none.
@@ -147,14 +147,14 @@ def refuse_optimizer(optimizer: Any, params: list[Tensor] | None = None) -> None
 
 
 def _fits(m: Tensor, param: Tensor) -> bool:
-    """Return whether `m` can be added to `param` as it is: a tensor subclass is a format of its own."""
+    """Return whether `m` can be added to `param` as it is, which a subclass of Tensor (another format) cannot."""
     part, w = local_shard(m), local_shard(param)
     plain = type(part) is Tensor and part.layout == torch.strided and part.is_floating_point()
     return plain and part.shape == w.shape and part.device == w.device
 
 
 def _unwrapped(optimizer: Any) -> Any:
-    """Return the optimizer inside of accelerate's wrapper."""
+    """Return the optimizer inside accelerate's wrapper."""
     wrapped = type(optimizer).__module__.split(".")[0] == "accelerate" and hasattr(optimizer, "optimizer")
     return optimizer.optimizer if wrapped else optimizer
 

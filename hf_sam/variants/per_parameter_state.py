@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does a direction keep of each parameter from step to step, and how does it survive a resume?"""
+"""What a variant keeps for each parameter from step to step, and saves for a resume."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from hf_sam.vectors.shards import local_shard
 from hf_sam.vectors.vectors import accumulation_dtype
 
 
-class Memory:
-    """One tensor per parameter: of what this process holds of it, in float32 (float64 for a parameter of float64).
+class PerParameterState:
+    """One tensor per parameter, of the shape of this process's part of it, in float32 (float64 for one of float64).
 
-    It is found by the parameter, so one without a gradient in some step does not shift the others. In a checkpoint it
-    goes by the parameter's name, `mean.layer.weight`, or where there is none by the order in which those without a
-    name were first asked for, `mean#0`: give names where parameters come and go. Shards go into the file as they are,
-    so the processes that resume must be as many as those that saved.
+    A tensor is found by its parameter, so a parameter without a gradient in some step does not shift the others. Its
+    key in a checkpoint is made of the parameter's name, `mean.layer.weight`. Parameters without a name are numbered in
+    the order in which they were first asked for, `mean#0`: give names where parameters come and go. Shards are saved as
+    they are, so a run has to be resumed on as many processes as it was saved on.
 
     Args:
-        of_what: what the tensors are; their keys in a checkpoint begin with it.
+        prefix: what the tensors are; their keys in a checkpoint begin with it.
     """
 
-    def __init__(self, of_what: str) -> None:
-        self._of_what = of_what
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
         self._names: dict[int, str] = {}
         self._kept: dict[int, tuple[Tensor, str, Tensor]] = {}  # holds the parameter, so that its id stays its own
         self._loaded: dict[str, Tensor] = {}  # those whose parameter was not asked for yet
 
     def prepare(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-        """Learn the parameters' names, for those that are not kept yet.
+        """Learn the names of the parameters that have no tensor yet.
 
         Raises:
             ValueError: if a state was loaded that has other names.
@@ -53,14 +53,14 @@ class Memory:
         return [(self._kept.get(id(p)) or self._first(p))[2] for p in params]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every tensor by its key, also those that were loaded and not asked for."""
+        """Return every tensor by its key, also those that were loaded and not asked for yet."""
         return {**self._loaded, **{key: tensor for _, key, tensor in self._kept.values()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Forget everything and take what `state_dict` returned. Each tensor goes to its parameter at first use.
+        """Replace everything by what `state_dict` returned. Each tensor goes to its parameter at first use.
 
         Raises:
-            ValueError: if it is not the state of such a memory, and then nothing was changed.
+            ValueError: if it is not the state of such an object, and then nothing was changed.
         """
         for key, tensor in state.items():
             self._check(key, tensor)
@@ -70,8 +70,8 @@ class Memory:
     def _first(self, p: Tensor) -> tuple[Tensor, str, Tensor]:
         part, name = local_shard(p), self._names.get(id(p))
         dtype = accumulation_dtype([part])
-        unnamed = sum(key.startswith(f"{self._of_what}#") for _, key, _ in self._kept.values())
-        key = f"{self._of_what}#{unnamed}" if name is None else f"{self._of_what}.{name}"
+        unnamed = sum(key.startswith(f"{self._prefix}#") for _, key, _ in self._kept.values())
+        key = f"{self._prefix}#{unnamed}" if name is None else f"{self._prefix}.{name}"
         kept = torch.zeros_like(part, dtype=dtype)  # laid out as the parameter is
         loaded = self._loaded.get(key)
         if loaded is None:
@@ -89,8 +89,8 @@ class Memory:
         return self._kept[id(p)]
 
     def _check(self, key: str, tensor: Any) -> None:
-        if not re.fullmatch(rf"{self._of_what}(\..+|#(0|[1-9][0-9]*))", key):
-            raise ValueError(f"the state's {key!r} is nothing that this direction keeps")
+        if not re.fullmatch(rf"{self._prefix}(\..+|#(0|[1-9][0-9]*))", key):
+            raise ValueError(f"the state's {key!r} is nothing that this variant keeps")
         if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float32, torch.float64):
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise ValueError(f"the state's {key!r} must be a tensor of float32 or float64, got {found}")
@@ -98,15 +98,15 @@ class Memory:
             raise ValueError(f"the state's {key!r} has values that are not finite")
 
     def _check_names(self, state: dict[str, Any]) -> None:
-        known = {f"{self._of_what}.{name}" for name in self._names.values()}
-        unknown = [key for key in state if known and "#" not in key[: len(self._of_what) + 1] and key not in known]
+        known = {f"{self._prefix}.{name}" for name in self._names.values()}
+        unknown = [key for key in state if known and "#" not in key[: len(self._prefix) + 1] and key not in known]
         if unknown:
             raise ValueError(f"the state's {unknown[0]!r} belongs to no parameter of this model")
 
     def _check_kind(self, key: str) -> None:
-        """Raise if the loaded tensors could not be found because only one side has names."""
-        signs = {other[len(self._of_what)] for other in self._loaded}
-        if signs and key[len(self._of_what)] not in signs:
+        """Raise if the loaded tensors could not be found because only the parameters or only the state has names."""
+        signs = {other[len(self._prefix)] for other in self._loaded}
+        if signs and key[len(self._prefix)] not in signs:
             had, have = ("names", "none") if "." in signs else ("no names", "names")
             raise ValueError(
                 f"The state was saved by a run whose parameters had {had}, now they have {have}: pass "

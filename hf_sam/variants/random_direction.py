@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is it the direction that helps, or any step of that length? A control: epsilon points anywhere."""
+"""Random perturbation, a control.
+
+Is it the direction that helps, or any step of that length?
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ from hf_sam.vectors.vectors import Ascent, along, global_norm
 class RandomDirection(OnePass):
     """A perturbation of length rho in a random direction, at the price of a plain step (compare Li et al. 2024).
 
-    epsilon = rho * z / ||z||_2 with z Gaussian, one norm over all parameters: every direction is as likely as any
-    other. A method that does not beat it owes its gain to noise in the weights.
+    epsilon = rho * z / ||z||_2 with z Gaussian and one norm over all parameters, so all directions are equally likely.
+    A method that does not beat it owes its gain to noise in the weights.
 
-    z is another one at each step and the same one at each micro-batch of a step. It comes from streams of its own,
-    seeded by the run's seed, the step, the number of the parameter and that of the shard: the run's own random numbers
-    are left alone, a resumed run needs no state for it, and processes that hold the same weights move them alike.
-    Shards on several processes draw different numbers, so that a run on another number of them sees another z.
+    z changes from step to step and is the same at each micro-batch of a step. It comes from streams of its own, seeded
+    by the run's seed, the step, the number of the parameter and that of the shard. So the run's own random numbers stay
+    the same, a resumed run needs no state for z, and processes that hold the same weights move them alike. Shards on
+    several processes draw different numbers, so z depends on the number of processes.
     """
 
     title = "Random perturbation"
@@ -51,9 +54,10 @@ class RandomDirection(OnePass):
 
 
 def _shard_of(param: Tensor, params: list[Tensor]) -> int:
-    """Return a number that two processes share if and only if they hold the same part of `param`.
+    """Return a number that two processes have in common if and only if they hold the same part of `param`.
 
-    FSDP1 does not tell: there it is right for its own process groups, neighbours sharing one copy of the weights.
+    FSDP1 does not say which part a process holds. The number is right for the process groups that FSDP1 makes itself,
+    in which neighbours share one copy of the weights.
     """
     if not isinstance(params, Shards):
         return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters that are spread over processes: the part on this process, and how many others hold the same part."""
+"""Parameters spread over processes: the part on this process, and the number of copies of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class Shards(list[Tensor]):
-    """Parameters of which this process holds a part: a list that knows how to add up over all processes.
+    """A list of parameters of which this process holds a part, with the number of copies of each part.
 
-    A sum over all elements is taken as the sum over the processes of what each of them holds, divided by the number of
-    processes that hold it too. One reduction serves parameters on several meshes and replicated ones beside them
-    (adapters on a sharded base).
+    A sum over all elements is a sum over the processes: each adds up the elements that it holds, divided by the number
+    of processes that hold the same elements. So one reduction serves parameters on several meshes together with
+    replicated ones (adapters on a sharded base).
 
     Attributes:
         copies: by `id` of a parameter, the number of processes that hold the same elements.
@@ -50,7 +50,7 @@ class Shards(list[Tensor]):
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Return what of `tensor` is on this process: a plain tensor in the same memory, outside of autograd."""
+    """Return the part of `tensor` that is on this process: a plain tensor in the same memory, outside autograd."""
     if not is_dtensor(tensor):
         return tensor.detach()
     part: Tensor = tensor.detach().to_local()  # type: ignore[attr-defined]
@@ -59,7 +59,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 def is_dtensor(tensor: Tensor) -> bool:
     """Return whether `tensor` is one part of a tensor spread over a device mesh."""
-    # Looked up, not imported: importing it takes a while, and who has not cannot have made one.
+    # Looked up, not imported: the import is slow, and without it there can be no DTensor.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
 
@@ -82,7 +82,7 @@ def as_shards(params: list[Tensor], flat: Mapping[int, int] | None = None) -> li
 
 
 def _copies(param: Tensor) -> int:
-    """Return how many processes hold what this one holds of `param`."""
+    """Return how many processes hold the same part of `param` as this one."""
     processes = torch.distributed.get_world_size()
     if not is_dtensor(param):
         return processes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many tensors as one vector: norms, products, and the chunks in which they are worked on."""
+"""Norms, inner products, pieces and copies of many tensors taken as one vector."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hf_sam.vectors.shards import Shards
 
 HALF_PRECISION = frozenset({torch.float16, torch.bfloat16})
 PIECE = 2**17
-"""Elements that are worked on at once on a CPU: a few arrays of this length fit the second-level cache."""
+"""Elements in one piece on a CPU: a few arrays of this length fit the second-level cache."""
 
 
 class Ascent(NamedTuple):
     """Where to climb: epsilon = scale * direction, or nowhere.
 
-    The product is not formed here, so that the climb can do it piece by piece in a CPU's cache.
+    The product is not formed here, so that the perturbation can form it piece by piece in a CPU's cache.
 
     Attributes:
-        direction: one tensor per parameter, of its shape. The climb takes their memory, unless they are lent.
+        direction: one tensor per parameter, of its shape. The perturbation may overwrite them, unless they are lent.
         scale: 0-dim tensor; zero when not usable.
         usable: 0-dim bool tensor; False when the gradient was zero or not finite, and then epsilon is zero.
-        lent: whether the direction belongs to somebody else (an optimizer), so that the climb may only read it.
+        lent: whether the direction belongs to another object (an optimizer), so that it may only be read.
     """
 
     direction: list[Tensor]
@@ -41,14 +41,14 @@ class Ascent(NamedTuple):
 
 
 def along(direction: list[Tensor], length: float | Tensor, norm: Tensor) -> Ascent:
-    """Return the ascent along `direction`, `length / norm` times as long; nowhere if that is not a number.
+    """Return the ascent with epsilon = length / norm * direction; nowhere if that factor is not a finite number.
 
     The decision stays on the device: an accelerator is never asked to wait for the host (promise 8).
 
     Args:
-        direction: which way; its memory is handed over.
+        direction: one tensor per parameter, which may be overwritten from here on.
         length: the radius rho, >= 0; a number or a 0-dim tensor.
-        norm: 0-dim tensor, what the direction is divided by.
+        norm: 0-dim tensor.
     """
     scale = length / norm
     usable = torch.isfinite(norm) & torch.isfinite(scale)

@@ -103,7 +103,7 @@ def _metric(model: Any, data: Any, task: Any, name: str, settings: dict[str, Any
     one = SharpnessAnalyzer(model, data, **settings)
     model.train(False)
     logits, labels = [], []
-    for batch in one.probe.batches():
+    for batch in one.examples.batches():
         logits.append(model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float().numpy())
         labels.append(batch["labels"].numpy())
     return float(task.compute_metrics(EvalPrediction(np.concatenate(logits), np.concatenate(labels)))[name])

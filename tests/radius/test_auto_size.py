@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is rho="auto" in the units of its direction, whatever the dtypes and shapes of the weights?"""
+"""Is rho="auto" in the units of its variant, whatever the dtypes and shapes of the weights?"""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam import SAMConfig
-from hf_sam.radius.auto import CHECK, ETA, PATIENCE, Auto, AutoRise, AutoSize, size_along
+from hf_sam.radius.auto import CHECK, PATIENCE, Auto, AutoRise, AutoSize, size_along
 from hf_sam.step_context import StepContext
 from hf_sam.trainer.step_planner import StepPlanner
 from hf_sam.variants import make_variant
+from hf_sam.variants.asam import ETA
 from hf_sam.vectors import vectors as numerics
 from hf_sam.vectors.vectors import global_dot, snapshot
 from tests.compare import bits, same_bits
@@ -117,7 +118,7 @@ def test_the_radius_is_the_length_in_sizes_of_the_weights() -> None:
 @pytest.mark.parametrize("variant", ["sam", "asam", "gsam"])
 @pytest.mark.parametrize("loss_scale", [1.0, 1024.0, torch.tensor(1024.0)])
 def test_to_first_order_the_loss_rises_by_what_is_asked_for(variant: str, loss_scale: float | Tensor) -> None:
-    """<g, epsilon>, without the loss scale, in any direction's units."""
+    """<g, epsilon>, without the loss scale, in any variant's units."""
     w, g = [nn.Parameter(x) for x in drawn(SHAPES, DTYPES[:1], 1)], drawn(SHAPES, DTYPES[:1], 2)
     scaled = [x * float(loss_scale) for x in g]
     rho = half_way(AutoRise(2.0, scale_free=variant == "asam")).from_gradient(w, scaled, loss_scale)

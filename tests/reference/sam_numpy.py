@@ -85,11 +85,6 @@ def asam_davda54(w: Arrays, g: Arrays, rho: float) -> Arrays:
     return _asam({k: abs(w[k]) for k in w}, g, rho)
 
 
-def asam_jax_gsam(w: Arrays, g: Arrays, rho: float) -> Arrays:
-    """GSAM's JAX code: the first power of |w|, and the norm of the gradient itself."""
-    return {k: abs(w[k]) * rho * g[k] / norm(g) for k in w}
-
-
 # ----------------------------------------------------------------------------------------------------------------------
 # Optimizers, as in the documentation of torch.optim.SGD and AdamW
 # ----------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -19,7 +20,7 @@ from hf_sam import VARIANTS, RangeTest, SAMConfig, SAMTrainer
 from hf_sam.rho_search.find_rho import find_rho
 from hf_sam.rho_search.recommendation import recommend
 from tests.promises.runs import SAMScaled, trainer_for
-from tests.reference.sam_numpy import SGD, Arrays, asam_code, asam_paper, loss_and_gradient, new_weights, norm, sam
+from tests.reference.sam_numpy import SGD, Arrays, asam_paper, loss_and_gradient, new_weights, norm, sam
 from tests.small_models import Classifier
 from tests.tolerances import RELATIVE
 
@@ -97,7 +98,7 @@ def reference(
 
 @pytest.mark.parametrize(
     ("variant", "options", "epsilon"),
-    [("sam", None, sam), ("asam", None, asam_paper), ("asam", {"scaled": "named_weight"}, asam_code)],
+    [("sam", None, sam), ("asam", None, asam_paper), ("asam", {"eta": 0.5}, functools.partial(asam_paper, eta=0.5))],
 )
 def test_losses_and_rises_are_those_of_the_formulas(variant: str, options: Any, epsilon: Any, tmp_path: Any) -> None:
     seen: list[Any] = []

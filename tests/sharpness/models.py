@@ -24,7 +24,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_sam.sharpness.borrowed_model import StayWide
+from hf_sam.sharpness.borrowed_model import StayFloat64
 
 VOCABULARY = 12
 EXAMPLES = 9
@@ -129,7 +129,7 @@ def hessian(model: nn.Module, examples: Examples, names: list[str] | None = None
     weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     weights = {n: weights[n].requires_grad_() for n in names or weights}
     batch = all_in_one(examples)
-    with sdpa_kernel(SDPBackend.MATH), StayWide():
+    with sdpa_kernel(SDPBackend.MATH), StayFloat64():
         loss = functional_call(model, weights, kwargs=batch).loss
     params = list(weights.values())
     grads = torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)

@@ -18,7 +18,7 @@ def found(family: str) -> dict[str, object]:
     one = SharpnessAnalyzer(model, examples, dtype="float64", batch_size=2)
     return {
         "loss": one.loss(),
-        "gradient": one.problem.gradient()[1].tolist(),
+        "gradient": one.loss_function.gradient()[1].tolist(),
         "eigenvalues": one.top_eigenvalues(2, tol=1e-6).values,
         "trace": one.trace(12).value,
         "sam": one.sam_sharpness().value,

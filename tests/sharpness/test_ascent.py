@@ -125,7 +125,7 @@ def test_eigenvalues_trace_and_density_of_the_quadratic(quadratic: Any) -> None:
 
 def test_for_small_rho_sam_sharpness_is_rho_times_the_norm_of_the_gradient() -> None:
     one = SharpnessAnalyzer(*build("bert"), dtype="float64")
-    norm = float(one.problem.gradient()[1].norm())
+    norm = float(one.loss_function.gradient()[1].norm())
     assert one.sam_sharpness(1e-4).value == pytest.approx(1e-4 * norm, rel=1e-3)
 
 

@@ -61,7 +61,7 @@ def test_checkpoints_are_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"folds": 1}, "folds=...\\)` must be a finite number >= 2, got 1"),
+        ({"folds": 1}, "folds=...\\)` must be a whole number >= 2, got 1"),
         ({"folds": 10}, "folds=...\\)` must be at most 9"),
         ({"measures": ["flatness"]}, "measures=...\\)` must be one of loss, "),
         ({"baseline": "c"}, "baseline=...\\)` must be one of a, b, got 'c'"),
@@ -139,10 +139,10 @@ def test_landscapes_are_the_loss_on_the_grid() -> None:
     assert line.losses[1] == square.losses[1][1] == one.loss()
     assert line.losses == pytest.approx(square.losses[1])  # the first direction is the same
     assert line.evaluations == 3
-    direction = filter_direction(one.problem.names, one.problem.parameters, 0)
-    second = filter_direction(one.problem.names, one.problem.parameters, 1)
+    direction = filter_direction(one.loss_function.names, one.loss_function.parameters, 0)
+    second = filter_direction(one.loss_function.names, one.loss_function.parameters, 1)
     moved = copy.deepcopy(model)
-    offset = one.problem.split(-0.5 * direction + 0.5 * second)
+    offset = one.loss_function.split(-0.5 * direction + 0.5 * second)
     with torch.no_grad():
         for p, e in zip(moved.parameters(), offset, strict=True):
             p.add_(e)

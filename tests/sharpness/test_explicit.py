@@ -103,10 +103,10 @@ def test_the_density_of_six_thousand_parameters() -> None:
 
 @families
 def test_the_products_are_the_matrix_times_the_vectors(family: str) -> None:
-    problem = analyzer(family).problem
-    vectors = torch.randn(3, problem.size, dtype=torch.float64)
+    loss_function = analyzer(family).loss_function
+    vectors = torch.randn(3, loss_function.size, dtype=torch.float64)
     expected = vectors @ torch.as_tensor(matrix(family))
-    torch.testing.assert_close(problem.products(vectors), expected, rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(loss_function.products(vectors), expected, rtol=1e-10, atol=1e-11)
 
 
 @families
@@ -115,9 +115,9 @@ def test_the_batch_size_changes_nothing(family: str) -> None:
     v = None
     found = []
     for size in (1, 4, 9):
-        problem = analyzer(family, batch_size=size).problem
-        v = torch.randn(1, problem.size, dtype=torch.float64) if v is None else v
-        found.append((problem.loss(), problem.gradient()[1], problem.products(v)[0]))
+        loss_function = analyzer(family, batch_size=size).loss_function
+        v = torch.randn(1, loss_function.size, dtype=torch.float64) if v is None else v
+        found.append((loss_function.loss(), loss_function.gradient()[1], loss_function.products(v)[0]))
     for loss, gradient, product in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=rounding)
         assert (gradient - found[0][1]).norm() <= rounding * gradient.norm()

@@ -30,7 +30,7 @@ class Forwards:
 
     def __init__(self, one: SharpnessAnalyzer) -> None:
         self.count = 0
-        one.probe.model.register_forward_hook(self._add)
+        one.examples.model.register_forward_hook(self._add)
 
     def _add(self, *_: Any) -> None:
         self.count += 1
@@ -43,7 +43,7 @@ def test_results_are_those_without_and_forward_passes_are_saved() -> None:
         forwards = Forwards(one)
         result = one.top_eigenvalues()
         found.append(result.values[0])
-        counts.append((forwards.count, result.products, len(one.probe.batches())))
+        counts.append((forwards.count, result.products, len(one.examples.batches())))
     assert found[0] == found[1] == found[2]
     for graphs, (forwards_, products, batches) in zip((0, 2, 9), counts, strict=True):
         kept = min(graphs, batches)
@@ -64,7 +64,7 @@ def test_nothing_is_kept_after_a_measurement_and_after_an_error(monkeypatch: pyt
     one = analyzer(2)
     before = alive()
     one.top_eigenvalues()
-    assert one.problem._graphs is None
+    assert one.loss_function._graphs is None
     assert alive() <= before
 
     def fail(*_: Any) -> None:
@@ -73,15 +73,15 @@ def test_nothing_is_kept_after_a_measurement_and_after_an_error(monkeypatch: pyt
     monkeypatch.setattr("hf_sam.sharpness.spectrum.extreme", fail)
     with pytest.raises(MemoryError):
         one.top_eigenvalues()
-    assert one.problem._graphs is None
+    assert one.loss_function._graphs is None
 
 
 def test_other_weights_see_no_old_graph() -> None:
     """Each measurement starts anew: the second one is of weights that moved in between."""
     one, other = analyzer(9), analyzer(0)
     before = one.top_eigenvalues().values
-    offset = 0.05 * torch.ones(one.problem.size, dtype=torch.float64)
-    with one.problem.moved(offset), other.problem.moved(offset):
+    offset = 0.05 * torch.ones(one.loss_function.size, dtype=torch.float64)
+    with one.loss_function.moved(offset), other.loss_function.moved(offset):
         assert one.top_eigenvalues().values == other.top_eigenvalues().values
     assert one.top_eigenvalues().values == before
 
@@ -109,30 +109,30 @@ def test_texts_of_about_the_same_length_share_a_batch_and_nothing_else_changes()
         SharpnessAnalyzer(model, rows, padded, dtype="float64", batch_size=size)
         for rows, size in ((texts, 2), (shuffled, 2), (shuffled, 1))
     ]
-    assert [b["input_ids"].shape[1] for b in ones[1].probe.batches()] == [6, 4]
+    assert [b["input_ids"].shape[1] for b in ones[1].examples.batches()] == [6, 4]
     values = [one.top_eigenvalues(tol=1e-9).values[0] for one in ones]
     np.testing.assert_allclose(values, values[0], rtol=1e-9)
-    assert [len(e["input_ids"]) for e in ones[1].probe.examples] == [4, 6, 3, 5], "m-sharpness has random groups"
+    assert [len(e["input_ids"]) for e in ones[1].examples.rows] == [4, 6, 3, 5], "m-sharpness has random groups"
 
 
 def test_other_examples_parameters_and_weights_have_graphs_of_their_own() -> None:
     one, plain = analyzer(9), analyzer(0)
-    v = torch.ones(1, one.problem.size, dtype=torch.float64)
+    v = torch.ones(1, one.loss_function.size, dtype=torch.float64)
     offset = 0.05 * v[0]
-    names = one.problem.names[:2]
+    names = one.loss_function.names[:2]
 
     def products(analyzer_: SharpnessAnalyzer) -> list[torch.Tensor]:
-        problem, found = analyzer_.problem, []
-        found.append(problem.products(v))
-        found.append(problem.on(analyzer_.probe.groups(3)[1]).products(v))
-        part = problem.restricted(names)
+        loss_function, found = analyzer_.loss_function, []
+        found.append(loss_function.products(v))
+        found.append(loss_function.on(analyzer_.examples.groups(3)[1]).products(v))
+        part = loss_function.restricted(names)
         found.append(part.products(torch.ones(1, part.size, dtype=torch.float64)))
-        with problem.moved(offset):
-            found.append(problem.products(v))
-        return [*found, problem.products(v)]
+        with loss_function.moved(offset):
+            found.append(loss_function.products(v))
+        return [*found, loss_function.products(v)]
 
     expected = products(plain)
-    with one.problem.graphs_kept():
+    with one.loss_function.graphs_kept():
         found = products(one)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert not torch.equal(found[0], found[1])

@@ -77,7 +77,7 @@ def test_tied_weights_are_one_parameter() -> None:
     model, examples = build("gpt2")
     assert model.lm_head.weight is model.transformer.wte.weight
     one = SharpnessAnalyzer(model, examples, dtype="float64")
-    assert one.problem.size == sum(p.numel() for p in model.parameters())
+    assert one.loss_function.size == sum(p.numel() for p in model.parameters())
     assert one.sam_sharpness().value > 0
 
 
@@ -188,7 +188,7 @@ def test_bad_settings_of_a_measurement_are_refused(call: Any, message: str) -> N
 def test_weights_that_are_not_in_memory_are_refused() -> None:
     model, examples = build("bert")
     model.classifier.to("meta")
-    with pytest.raises(NotImplementedError, match=r"in memory, and classifier\.weight is elsewhere"):
+    with pytest.raises(NotImplementedError, match=r"in memory, and classifier\.weight is not there"):
         SharpnessAnalyzer(model, examples)
 
 
@@ -207,7 +207,7 @@ def test_examples_that_make_no_batch_are_refused_with_the_way_out() -> None:
 def test_at_most_so_many_examples_the_same_ones_for_a_seed() -> None:
     model, examples = build("bert")
     found = [SharpnessAnalyzer(model, examples, max_examples=4, seed=seed) for seed in (0, 0, 1)]
-    assert [len(one.probe.examples) for one in found] == [4, 4, 4]
+    assert [len(one.examples.rows) for one in found] == [4, 4, 4]
     assert found[0].loss() == found[1].loss() != found[2].loss()
     assert found[0].settings["examples"] == 4
 

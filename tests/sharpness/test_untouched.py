@@ -140,9 +140,9 @@ def test_a_data_set_that_draws_gives_the_same_examples() -> None:
 
 def test_dropout_is_off_and_two_products_are_the_same_bits() -> None:
     model, examples = build("vit")
-    problem = SharpnessAnalyzer(model.train(), examples).problem
-    v = torch.randn(1, problem.size)
-    assert torch.equal(problem.products(v), problem.products(v))
+    loss_function = SharpnessAnalyzer(model.train(), examples).loss_function
+    v = torch.randn(1, loss_function.size)
+    assert torch.equal(loss_function.products(v), loss_function.products(v))
 
 
 @torch.no_grad()

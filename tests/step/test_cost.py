@@ -120,7 +120,7 @@ def test_no_clean_gradient_survives_the_climb(variant: str) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # Waiting for the device
 # ----------------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("direction", [SAM(), ASAM(), ASAM(eta=0, scaled="all", power=1, weighted_norm=False)])
+@pytest.mark.parametrize("direction", [SAM(), ASAM(), ASAM(eta=0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_step_needs_no_values_on_the_host(dtype: torch.dtype, direction: Variant) -> None:
     """Meta tensors raise on any read: whatever runs on them runs without waiting for a device."""

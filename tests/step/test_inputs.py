@@ -173,9 +173,3 @@ def test_sparse_gradients_are_refused_with_the_way_out() -> None:
     with pytest.raises(NotImplementedError, match="sparse=False"):
         sharpness_aware_grad(square_closure(embedding, torch.tensor([1, 2])), embedding.parameters())
     assert same_bits(bits(embedding.parameters()), before)
-
-
-def test_the_option_that_needs_names_says_so_when_there_are_none() -> None:
-    model, x = Classifier(), torch.randn(16, 5)
-    with pytest.raises(ValueError, match=r"needs the parameters' names: pass `model\.named_parameters\(\)`"):
-        gradients(model, x, variant=ASAM(scaled="named_weight"))

@@ -16,9 +16,9 @@ from hf_sam.step.two_pass import two_pass_step
 from hf_sam.vectors.vectors import global_dot, global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.small_models import Classifier, backward_closure, square_closure
+from tests.variants.peer_asam import ASAMOnAll
 
-JAX_GSAM = {"eta": 0.0, "scaled": "all", "power": 1, "weighted_norm": False}
-DIRECTIONS = {"sam": SAM(), "asam": ASAM(), "asam_all": ASAM(eta=0, scaled="all"), "asam_jax_gsam": ASAM(**JAX_GSAM)}
+DIRECTIONS = {"sam": SAM(), "asam": ASAM(), "asam_all": ASAMOnAll()}
 every_direction = pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
 LARGE = 300  # a square of this side is more than 2^16 elements
 

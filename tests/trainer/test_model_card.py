@@ -46,8 +46,8 @@ def test_the_section_names_the_variant_and_cites_its_paper(variant: str) -> None
 
 
 def test_the_section_says_what_was_set() -> None:
-    section = sam_section(SAMConfig(0.3, "asam", {"eta": 0.5, "scaled": "all"}, "micro_batch"))
-    assert '- rho: 0.3\n- scope: micro_batch\n- options: {"eta": 0.5, "scaled": "all"}\n' in section
+    section = sam_section(SAMConfig(0.3, "friendly", {"sigma": 0.5, "lmbda": 0.6}, "micro_batch"))
+    assert '- rho: 0.3\n- scope: micro_batch\n- options: {"sigma": 0.5, "lmbda": 0.6}\n' in section
 
 
 def test_the_section_names_the_rounding_where_it_is_not_the_usual_one() -> None:

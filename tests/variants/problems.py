@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which directions and options are tested, and on what? A new direction in VARIANTS is here without another line."""
+"""Which variants and options are tested, and on what? A new variant in VARIANTS is here without another line."""
 
 from __future__ import annotations
 
@@ -19,11 +19,7 @@ RHO = 0.3
 
 # Further options worth the same checks; a variant's defaults are always checked.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "asam": [
-        {"eta": 0.0, "scaled": "all"},
-        {"eta": 0.5, "scaled": "named_weight"},
-        {"eta": 0.0, "scaled": "all", "power": 1, "weighted_norm": False},
-    ],
+    "asam": [{"eta": 0.0}, {"eta": 0.5}],
     "gsam": [{"alpha": 0.0}, {"alpha": 3.0}],
     "friendly": [{"sigma": 0.5, "lmbda": 0.6}, {"sigma": 0.0, "lmbda": 0.0}],
     "looksam": [{"k": 1, "alpha": 0.7}],
@@ -48,7 +44,7 @@ SHAPES = {"layer.weight": (8, 6), "layer.bias": (8,), "norm.weight": (8,), "scal
 
 
 class Problem:
-    """Weights, two gradients and a fresh direction that knows the weights' names."""
+    """Weights, two gradients and a fresh variant that knows the weights' names."""
 
     def __init__(self, name: str, options: dict[str, Any], dtype: torch.dtype = torch.float64) -> None:
         generator = torch.Generator().manual_seed(7)
@@ -59,24 +55,24 @@ class Problem:
         )
         self.w = [nn.Parameter(w) for w in self.w]
         self.make: Callable[[], Variant] = lambda: self.prepared(make_variant(name, options))
-        self.direction = self.make()
+        self.variant = self.make()
 
-    def prepared(self, direction: Variant) -> Variant:
-        direction.prepare(list(zip(self.names, self.w, strict=True)))
-        return direction
+    def prepared(self, variant: Variant) -> Variant:
+        variant.prepare(list(zip(self.names, self.w, strict=True)))
+        return variant
 
-    def ascend(self, scale: float = 1.0, rho: float = RHO, direction: Variant | None = None) -> Ascent:
-        """Climb, with a fresh direction by default; it gets copies, because it may overwrite the gradient."""
-        return (direction or self.make()).ascend(self.w, [g * scale for g in self.g], rho)
+    def ascend(self, scale: float = 1.0, rho: float = RHO, variant: Variant | None = None) -> Ascent:
+        """Climb, with a fresh variant by default; it gets copies, because it may overwrite the gradient."""
+        return (variant or self.make()).ascend(self.w, [g * scale for g in self.g], rho)
 
     def combine(self, g: list[Tensor], h: list[Tensor]) -> list[Tensor]:
-        """Return what a direction that has climbed along g makes of g and h, of which it gets copies."""
-        direction = self.make()
-        direction.ascend(self.w, [x.clone() for x in g], RHO)
-        return direction.combine([x.clone() for x in g], [x.clone() for x in h])
+        """Return what a variant that has climbed along g makes of g and h, of which it gets copies."""
+        variant = self.make()
+        variant.ascend(self.w, [x.clone() for x in g], RHO)
+        return variant.combine([x.clone() for x in g], [x.clone() for x in h])
 
     def recover(self, epsilon: list[Tensor]) -> None:
         """Turn epsilon into the gradient; some signatures take the weights beside the parameters."""
-        method = self.direction.recover_gradient_
+        method = self.variant.recover_gradient_
         beside = [[p.detach() for p in self.w]] if "w" in inspect.signature(method).parameters else []
         method(self.w, *beside, epsilon)

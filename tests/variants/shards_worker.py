@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few steps of every direction on parameters spread over processes. Run by torchrun with a folder for results."""
+"""A few steps of every variant on parameters spread over processes. Run by torchrun with a folder for results."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def vectors(count: int) -> list[list[Tensor]]:
     return [[torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes] for _ in range(count)]
 
 
-def prepared(direction: Variant, params: list[Tensor]) -> Variant:
-    direction.prepare(zip(PLACEMENTS, params, strict=True))
-    return direction
+def prepared(variant: Variant, params: list[Tensor]) -> Variant:
+    variant.prepare(zip(PLACEMENTS, params, strict=True))
+    return variant
 
 
-def act(direction: Variant, params: list[Tensor], parts: list[list[Tensor]]) -> list[Tensor]:
+def act(variant: Variant, params: list[Tensor], parts: list[list[Tensor]]) -> list[Tensor]:
     """Climb twice, combine, and use what was kept; return all that comes out. The gradients get copied."""
     found = []
     for g, h in zip(parts[0:2], parts[2:4], strict=True):
-        found += direction.ascend(params, [x.clone() for x in g], RHO).epsilon
-        found += direction.combine([x.clone() for x in g], [x.clone() for x in h])
+        found += variant.ascend(params, [x.clone() for x in g], RHO).epsilon
+        found += variant.combine([x.clone() for x in g], [x.clone() for x in h])
     between = [x.clone() for x in parts[4]]
-    direction.reuse_(params, between)
+    variant.reuse_(params, between)
     mixed = [x.clone() for x in parts[2]]
     mix_(mixed, parts[0], 3.0)
     renormalise_(mixed, global_norm(parts[0], params), params)
@@ -74,13 +74,13 @@ def main(folder: Path) -> None:
     for name, options in CASES:
         params = as_shards([spread(w, mesh, placement) for w, placement in zip(weights, placements, strict=True)])
         whole = act(prepared(make_variant(name, options), weights), weights, gradients)
-        direction = prepared(make_variant(name, options), params)
-        parts = act(direction, params, [shares(g) for g in gradients])
+        variant = prepared(make_variant(name, options), params)
+        parts = act(variant, params, [shares(g) for g in gradients])
         expected = [x for i in range(0, len(whole), len(weights)) for x in shares(whole[i : i + len(weights)])]
         held_here = [(part, x) for part, x in zip(parts, expected, strict=True) if x.numel()]
         resumed = prepared(make_variant(name, options), params)
-        resumed.load_state_dict({k: v.clone() for k, v in direction.state_dict().items()})
-        again = [act(d, params, [shares(g) for g in gradients[::-1]]) for d in (direction, resumed)]
+        resumed.load_state_dict({k: v.clone() for k, v in variant.state_dict().items()})
+        again = [act(d, params, [shares(g) for g in gradients[::-1]]) for d in (variant, resumed)]
         found[f"{name} {options}"] = {
             "error": relative_error(*map(list, zip(*held_here, strict=True))),
             "resumes": same_bits(bits(again[0]), bits(again[1])),

@@ -142,7 +142,7 @@ def test_a_weight_that_cannot_take_the_noise_is_refused_with_the_way_out(case: s
 def test_a_run_of_unknown_length_is_refused_with_the_way_out() -> None:
     variant = FlatLoRA()
     variant.prepare_model(adapted())
-    with pytest.raises(ValueError, match=r"nobody knows how many there are\. Set `max_steps`"):
+    with pytest.raises(ValueError, match=r"their number is not known\. Set `max_steps`"):
         variant.direction_before_pass([], 0.05, StepContext(step=3))
 
 

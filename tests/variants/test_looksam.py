@@ -23,18 +23,18 @@ def problem_of(dtype: torch.dtype = torch.float64) -> Problem:
 
 
 def refresh(problem: Problem, g: list[Tensor], h: list[Tensor], rho: Length = 0.1) -> list[Tensor]:
-    problem.direction.ascend(problem.w, snapshot(g), rho)
-    return problem.direction.combine(snapshot(g), snapshot(h))
+    problem.variant.ascend(problem.w, snapshot(g), rho)
+    return problem.variant.combine(snapshot(g), snapshot(h))
 
 
 def reused(problem: Problem, g: list[Tensor]) -> list[Tensor]:
     between = snapshot(g)
-    problem.direction.reuse_(problem.w, between)
+    problem.variant.reuse_(problem.w, between)
     return between
 
 
 def kept(problem: Problem) -> list[Tensor]:
-    return snapshot(list(problem.direction.state_dict().values()))
+    return snapshot(list(problem.variant.state_dict().values()))
 
 
 def test_what_is_kept_is_orthogonal_to_the_clean_gradient_over_the_whole_vector() -> None:
@@ -132,7 +132,7 @@ def test_a_parameter_without_a_gradient_does_not_shift_the_others() -> None:
     problem = problem_of()
     refresh(problem, problem.g, problem.h)
     g_v, between = kept(problem), snapshot(problem.h[1:])
-    problem.direction.reuse_(problem.w[1:], between)
+    problem.variant.reuse_(problem.w[1:], between)
     share = ALPHA * global_norm(problem.h[1:]) / global_norm(g_v[1:])
     wanted = [h + share * v for h, v in zip(problem.h[1:], g_v[1:], strict=True)]
     assert relative_error(between, wanted) < 1e-14
@@ -146,7 +146,7 @@ def test_combining_without_a_climb_is_refused() -> None:
     problem = problem_of()
     refresh(problem, problem.g, problem.h)
     with pytest.raises(RuntimeError, match="belongs to the `ascend` before it"):
-        problem.direction.combine(problem.g, problem.h)
+        problem.variant.combine(problem.g, problem.h)
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,11 @@ def reference_run(optimizer: Any, adaptive: bool) -> tuple[sam_numpy.Arrays, lis
 def our_run(new: New, adaptive: bool) -> tuple[dict[str, Tensor], list[float]]:
     model, losses = classifier(torch.float64), []
     params = list(model.parameters())
-    optimizer, direction = new(params), Momentum(adaptive=adaptive)
+    optimizer, variant = new(params), Momentum(adaptive=adaptive)
     for step, closure in enumerate(closures(model)):
         optimizer.zero_grad()
         context = StepContext(step=step, optimizer=optimizer)
-        one_pass_step(lambda c=closure: losses.append(c().item()), params, direction, rho=RHO, context=context)
+        one_pass_step(lambda c=closure: losses.append(c().item()), params, variant, rho=RHO, context=context)
         optimizer.step()
     return dict(model.named_parameters()), losses
 
@@ -176,8 +176,8 @@ def test_an_accelerator_reads_the_first_moment_without_changing_it(
         optimizer.state[p] = {"exp_avg": torch.empty_like(p), "exp_avg_sq": torch.empty_like(p)}
     versions = [optimizer.state[p]["exp_avg"]._version for p in params]
     start = [p._version for p in params]
-    context, direction = StepContext(optimizer=optimizer), Momentum(adaptive=adaptive)
-    report = one_pass_step(lambda: None, params, direction, rho=torch.ones((), device="meta"), context=context)
+    context, variant = StepContext(optimizer=optimizer), Momentum(adaptive=adaptive)
+    report = one_pass_step(lambda: None, params, variant, rho=torch.ones((), device="meta"), context=context)
     assert report.epsilon_norm.is_meta
     assert [optimizer.state[p]["exp_avg"]._version for p in params] == versions
     assert all(p._version > v for p, v in zip(params, start, strict=True))
@@ -247,12 +247,12 @@ def test_a_first_moment_that_is_zero_or_not_finite_moves_nothing(
         if bad == 0 or number == 1:
             optimizer.state[p]["exp_avg"].fill_(bad)
     context = StepContext(optimizer=optimizer)
-    direction = Momentum(adaptive=adaptive)
-    report = one_pass_step(lambda: there.extend(bits(params)), params, direction, rho=RHO, context=context)
+    variant = Momentum(adaptive=adaptive)
+    report = one_pass_step(lambda: there.extend(bits(params)), params, variant, rho=RHO, context=context)
     assert same_bits(there, bits(params))
     assert not report.usable
     assert report.epsilon_norm == 0
-    assert not any(e.any() for e in direction.direction_before_pass(params, RHO, context)[1].epsilon)
+    assert not any(e.any() for e in variant.direction_before_pass(params, RHO, context)[1].epsilon)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_an_optimizer_that_will_keep_none_is_refused_before_its_first_step(name:
         with pytest.raises(ValueError, match=re.escape(problem)) as error:
             refuse()
         assert "Take AdamW or another Adam (optim='adamw_torch_fused')" in str(error.value)
-        assert "or another direction, such as 'sam'." in str(error.value)
+        assert "or another variant, such as 'sam'." in str(error.value)
 
 
 @every_keeper
@@ -442,17 +442,17 @@ def test_a_state_of_nothing_is_a_state_before_the_first_step() -> None:
 @both_forms
 def test_sharded_weights_train_as_whole_ones(adaptive: bool, group: None) -> None:
     whole, _ = our_run(OPTIMIZERS["adamw"][1], adaptive)
-    model, direction = classifier(torch.float64), Momentum(adaptive=adaptive)
+    model, variant = classifier(torch.float64), Momentum(adaptive=adaptive)
     fully_shard(model)
     optimizer = OPTIMIZERS["adamw"][1](model.parameters())
     for step, closure in enumerate(closures(model)):
         optimizer.zero_grad()
         params = as_shards(list(model.parameters()))
         context = StepContext(step=step, optimizer=optimizer)
-        found = direction.direction_before_pass(params, RHO, context)
+        found = variant.direction_before_pass(params, RHO, context)
         assert isinstance(params, Shards)
         assert found is None if step == 0 else isinstance(found[0], Shards)
-        one_pass_step(closure, params, direction, rho=RHO, context=context)
+        one_pass_step(closure, params, variant, rho=RHO, context=context)
         optimizer.step()
     parts = [local_shard(p) for p in model.parameters()]
     assert relative_error(parts, list(whole.values())) < RELATIVE[torch.float64]
@@ -464,8 +464,8 @@ def test_what_several_processes_hold_counts_once(adaptive: bool, group: None) ->
     model, optimizer = trained(adamw, torch.float64)
     params = list(model.parameters())
     shards = Shards(params, {id(p): 4 for p in params})
-    context, direction = StepContext(optimizer=optimizer), Momentum(adaptive=adaptive)
-    alone, shared = (direction.direction_before_pass(p, RHO, context)[1].epsilon for p in (params, shards))
+    context, variant = StepContext(optimizer=optimizer), Momentum(adaptive=adaptive)
+    alone, shared = (variant.direction_before_pass(p, RHO, context)[1].epsilon for p in (params, shards))
     assert relative_error(shared, [2 * e for e in alone]) < RELATIVE[torch.float64]
-    reports = [one_pass_step(lambda: None, p, direction, rho=RHO, context=context) for p in (params, shards)]
+    reports = [one_pass_step(lambda: None, p, variant, rho=RHO, context=context) for p in (params, shards)]
     assert reports[1].epsilon_norm.item() == pytest.approx(reports[0].epsilon_norm.item(), rel=1e-12)

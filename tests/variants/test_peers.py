@@ -36,25 +36,25 @@ Closure = Callable[[], Tensor]
 
 
 def train(
-    model: nn.Module, direction: Variant, optimizer: Any, steps: list[Closure], mixing: GradientMixing = UNMIXED
+    model: nn.Module, variant: Variant, optimizer: Any, steps: list[Closure], mixing: GradientMixing = UNMIXED
 ) -> None:
     params = list(model.parameters())
     for t, closure in enumerate(steps):
         optimizer.zero_grad()
         closure()
-        if t % direction.every:
-            direction.reuse_(params, [p.grad for p in params])
+        if t % variant.every:
+            variant.reuse_(params, [p.grad for p in params])
         else:
-            two_pass_step(closure, params, direction, rho=RHO, mixing=mixing)
+            two_pass_step(closure, params, variant, rho=RHO, mixing=mixing)
         optimizer.step()
 
 
 def trained(
-    direction: Variant, base: str, dtype: torch.dtype = torch.float32, mixing: GradientMixing = UNMIXED
+    variant: Variant, base: str, dtype: torch.dtype = torch.float32, mixing: GradientMixing = UNMIXED
 ) -> list[Tensor]:
     model = classifier(dtype)
     new, options = BASES[base]
-    train(model, direction, new(model.parameters(), **options), closures(model), mixing)
+    train(model, variant, new(model.parameters(), **options), closures(model), mixing)
     return list(model.parameters())
 
 
@@ -103,17 +103,17 @@ def test_friendly_sam(base: str, foreach: bool) -> None:
     model = classifier(torch.float32)
     new, options = BASES[base]
     peer = peers.FriendlySAM(model.parameters(), new, rho=RHO, sigma=1.0, lmbda=0.9, foreach=foreach, **options)
-    ours, direction = classifier(torch.float32), make_variant("friendly")
+    ours, variant = classifier(torch.float32), make_variant("friendly")
     optimizer = new(ours.parameters(), **options)
     for t, (closure, own_closure) in enumerate(zip(closures(model), closures(ours), strict=True)):
         closure()
         peer.first_step(zero_grad=True)
         closure()
         peer.second_step(zero_grad=True)
-        train(ours, direction, optimizer, [own_closure])
+        train(ours, variant, optimizer, [own_closure])
         if t == 0:
             means = [peer.state[p]["momentum"].clone() for p in model.parameters()]
-            direction.load_state_dict({f"mean#{i}": m for i, m in enumerate(means)})
+            variant.load_state_dict({f"mean#{i}": m for i, m in enumerate(means)})
     assert relative_error(list(ours.parameters()), list(model.parameters())) < RELATIVE[torch.float32]
 
 
@@ -137,6 +137,6 @@ def test_looksam(base: str) -> None:
         peer.first_step(zero_grad=True)
         closure()
         peer.second_step(zero_grad=True)
-    direction = make_variant("looksam", {"k": 5, "alpha": 0.7})
-    train(ours, direction, new(ours.parameters(), **options), passes(ours))
+    variant = make_variant("looksam", {"k": 5, "alpha": 0.7})
+    train(ours, variant, new(ours.parameters(), **options), passes(ours))
     assert relative_error(list(ours.parameters()), list(model.parameters())) < PEERS_OWN

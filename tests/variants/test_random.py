@@ -86,25 +86,25 @@ def test_parameters_of_one_shape_move_differently() -> None:
 def test_every_micro_batch_of_a_step_finds_the_same_weights() -> None:
     model, x = Classifier(), torch.randn(4, 5)
     params, there = list(model.parameters()), []
-    direction = RandomDirection()
+    variant = RandomDirection()
     for _ in range(2):
 
         def evaluate() -> None:
             there.append(bits(params))
             square_closure(model, x)()
 
-        report = one_pass_step(evaluate, params, direction, rho=RHO, context=StepContext(step=5, seed=1))
+        report = one_pass_step(evaluate, params, variant, rho=RHO, context=StepContext(step=5, seed=1))
         assert report.epsilon_norm.item() == pytest.approx(RHO, rel=1e-5)
     assert same_bits(there[0], there[1])
     assert not same_bits(there[0], bits(params))
 
 
 def test_a_resumed_run_needs_no_state() -> None:
-    direction = RandomDirection()
+    variant = RandomDirection()
     for step in range(3):
-        direction.direction_before_pass(weights(), RHO, StepContext(step=step))
-    assert direction.state_dict() == {}
-    resumed = direction.direction_before_pass(weights(), RHO, StepContext(step=3))[1].epsilon
+        variant.direction_before_pass(weights(), RHO, StepContext(step=step))
+    assert variant.state_dict() == {}
+    resumed = variant.direction_before_pass(weights(), RHO, StepContext(step=3))[1].epsilon
     assert same_bits(bits(resumed), bits(epsilon_at(3)))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is every direction the same over parameters that are spread over processes as over whole ones?"""
+"""Is every variant the same over parameters that are spread over processes as over whole ones?"""
 
 from __future__ import annotations
 

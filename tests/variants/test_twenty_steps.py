@@ -33,7 +33,7 @@ Method = tuple[Callable[[], Variant], GradientMixing, Callable[[], Step]]
 def method(
     name: str, options: dict[str, Any], new_step: Callable[[], Step], mixing: GradientMixing = UNMIXED
 ) -> Method:
-    """Return what makes our direction, how its gradient is mixed, and what makes the reference's step."""
+    """Return what makes our variant, how its gradient is mixed, and what makes the reference's step."""
     return lambda: make_variant(name, options), mixing, new_step
 
 
@@ -64,19 +64,19 @@ def reference_run(new_step: Callable[[], Step], optimizer: Any) -> tuple[sam_num
     return w, [step(w, x, y, RHO, optimizer) for x, y in batches()]
 
 
-def our_run(direction: Variant, optimizer: Any, mixing: GradientMixing) -> tuple[dict[str, Tensor], list[float]]:
-    """Train with two passes at every `direction.every`-th step."""
+def our_run(variant: Variant, optimizer: Any, mixing: GradientMixing) -> tuple[dict[str, Tensor], list[float]]:
+    """Train with two passes at every `variant.every`-th step."""
     model = classifier(torch.float64)
-    direction.prepare(model.named_parameters())
+    variant.prepare(model.named_parameters())
     params, losses = list(model.parameters()), []
     optimizer = optimizer(params)
     for t, closure in enumerate(closures(model)):
         optimizer.zero_grad()
         losses.append(closure().item())
-        if t % direction.every:
-            direction.reuse_(params, [p.grad for p in params])
+        if t % variant.every:
+            variant.reuse_(params, [p.grad for p in params])
         else:
-            two_pass_step(closure, params, direction, rho=RHO, mixing=mixing)
+            two_pass_step(closure, params, variant, rho=RHO, mixing=mixing)
         optimizer.step()
     return {k: p.detach() for k, p in model.named_parameters()}, losses
 

@@ -17,16 +17,16 @@ from tests.variants.problems import RHO, Problem, every_case, every_combining_ca
 
 def moved(problem: Problem, device: str) -> Problem:
     problem.w, problem.g, problem.h = ([x.detach().to(device) for x in y] for y in (problem.w, problem.g, problem.h))
-    problem.direction = problem.make()
+    problem.variant = problem.make()
     return problem
 
 
 def act(problem: Problem, scale: float = 1.0) -> list[Tensor]:
     """Climb, combine, reuse, mix and renormalise."""
     g, h, between = ([scale * x for x in y] for y in (problem.g, problem.h, problem.h))
-    ascent = problem.direction.ascend(problem.w, snapshot(g), RHO)
-    combined = problem.direction.combine(snapshot(g), snapshot(h))
-    problem.direction.reuse_(problem.w, between)
+    ascent = problem.variant.ascend(problem.w, snapshot(g), RHO)
+    combined = problem.variant.combine(snapshot(g), snapshot(h))
+    problem.variant.reuse_(problem.w, between)
     mix_(h, g, 3.0)
     renormalise_(h, global_norm(g, problem.w), problem.w)
     return [*ascent.epsilon, *combined, *between, *h]
@@ -37,7 +37,7 @@ def test_nothing_is_decided_on_the_host(name: str, options: dict[str, Any]) -> N
     """A tensor without memory cannot be asked for a value."""
     problem = moved(Problem(name, options, torch.float32), "meta")
     for scale in (1.0, 2.0):
-        problem.direction.loss_scale = torch.full((), 1024.0, device="meta")
+        problem.variant.loss_scale = torch.full((), 1024.0, device="meta")
         assert all(x.is_meta for x in act(problem, scale))
 
 
@@ -45,7 +45,7 @@ def test_nothing_is_decided_on_the_host(name: str, options: dict[str, Any]) -> N
 @every_case
 def test_nothing_waits_for_the_device(name: str, options: dict[str, Any]) -> None:
     problem = moved(Problem(name, options, torch.float32), "cuda")
-    problem.direction.loss_scale = torch.tensor(1024.0, device="cuda")
+    problem.variant.loss_scale = torch.tensor(1024.0, device="cuda")
     act(problem)
     torch.cuda.set_sync_debug_mode("error")
     try:

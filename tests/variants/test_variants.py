@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does every direction keep the rules of the step? A new one in VARIANTS is tested here without another line."""
+"""Does every variant keep the rules of the step? A new one in VARIANTS is tested here without another line."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_one_bad_element_anywhere_is_enough(name: str, options: dict, which: int
 @every_case
 def test_a_good_gradient_after_a_bad_one_climbs_again(name: str, options: dict) -> None:
     problem = Problem(name, options)
-    problem.direction.ascend(problem.w, [g * float("nan") for g in problem.g], RHO)
-    ascent = problem.direction.ascend(problem.w, snapshot(problem.g), RHO)
+    problem.variant.ascend(problem.w, [g * float("nan") for g in problem.g], RHO)
+    ascent = problem.variant.ascend(problem.w, snapshot(problem.g), RHO)
     assert ascent.usable
     assert all(torch.isfinite(e).all() for e in ascent.epsilon)
 
@@ -118,7 +118,7 @@ def test_a_good_gradient_after_a_bad_one_climbs_again(name: str, options: dict) 
 @every_case
 def test_the_recovered_gradient_is_parallel_to_the_gradient(name: str, options: dict) -> None:
     problem = Problem(name, options)
-    if not problem.direction.recovers_gradient:
+    if not problem.variant.recovers_gradient:
         with pytest.raises(NotImplementedError):
             problem.recover(snapshot(problem.g))
         return
@@ -134,7 +134,7 @@ def test_the_recovered_gradient_is_parallel_to_the_gradient(name: str, options: 
 @every_case
 def test_the_recovered_gradient_has_no_nan_where_a_weight_is_zero(name: str, options: dict) -> None:
     problem = Problem(name, options)
-    if problem.direction.recovers_gradient:
+    if problem.variant.recovers_gradient:
         with torch.no_grad():
             problem.w[0][0].zero_()
         recovered = list(problem.ascend().epsilon)
@@ -145,7 +145,7 @@ def test_the_recovered_gradient_has_no_nan_where_a_weight_is_zero(name: str, opt
 @every_case
 def test_only_a_direction_that_combines_changes_the_perturbed_gradient(name: str, options: dict) -> None:
     problem = Problem(name, options)
-    if not problem.direction.combines:
+    if not problem.variant.combines:
         assert same_bits(bits(problem.combine(problem.g, problem.h)), bits(problem.h))
 
 
@@ -196,10 +196,10 @@ def test_gradients_may_be_laid_out_otherwise_than_their_weights(name: str, optio
     crosswise = [[x.t().contiguous().t() for x in gradient] for gradient in straight]
     found = []
     for g, h, between in (straight, crosswise):
-        direction = make_variant(name, options)
-        direction.prepare([("layer.weight", w[0]), ("other.weight", w[1])])
-        found.append(direction.ascend(w, snapshot(g), RHO).epsilon + direction.combine(snapshot(g), snapshot(h)))
-        direction.reuse_(w, between)
+        variant = make_variant(name, options)
+        variant.prepare([("layer.weight", w[0]), ("other.weight", w[1])])
+        found.append(variant.ascend(w, snapshot(g), RHO).epsilon + variant.combine(snapshot(g), snapshot(h)))
+        variant.reuse_(w, between)
         found[-1] += between
     assert not found[1][-1].is_contiguous()
     assert relative_error(found[1], found[0]) < RELATIVE[torch.float64]
@@ -209,9 +209,9 @@ def test_gradients_may_be_laid_out_otherwise_than_their_weights(name: str, optio
 def test_a_bad_gradient_is_not_remembered(name: str, options: dict) -> None:
     problem = Problem(name, options)
     for scale in (1.0, float("nan"), float("inf"), 2.0):
-        problem.ascend(scale, direction=problem.direction)
-        problem.direction.combine([g * scale for g in problem.g], [h * scale for h in problem.h])
-        remembered = snapshot(list(problem.direction.state_dict().values()))
+        problem.ascend(scale, variant=problem.variant)
+        problem.variant.combine([g * scale for g in problem.g], [h * scale for h in problem.h])
+        remembered = snapshot(list(problem.variant.state_dict().values()))
         if scale == 1.0:
             good = bits(remembered)
         assert same_bits(bits(remembered), good) == (scale != 2.0)
@@ -219,23 +219,23 @@ def test_a_bad_gradient_is_not_remembered(name: str, options: dict) -> None:
 
 @every_case
 def test_state_survives_a_checkpoint(name: str, options: dict, tmp_path: object) -> None:
-    """What a direction does after a resume: climb, combine, reuse."""
+    """What a variant does after a resume: climb, combine, reuse."""
     problem = Problem(name, options)
 
-    def act(direction: Variant, scale: float) -> list[Tensor]:
+    def act(variant: Variant, scale: float) -> list[Tensor]:
         between = [scale * h for h in problem.h]
-        direction.reuse_(problem.w, between)
-        epsilon = problem.ascend(scale, direction=direction).epsilon
-        return [*between, *epsilon, *direction.combine(snapshot(problem.g), [scale * h for h in problem.h])]
+        variant.reuse_(problem.w, between)
+        epsilon = problem.ascend(scale, variant=variant).epsilon
+        return [*between, *epsilon, *variant.combine(snapshot(problem.g), [scale * h for h in problem.h])]
 
     for scale in (1.0, 2.0, 3.0):
-        act(problem.direction, scale)
-    save_state(tmp_path, SAMConfig(sam_variant=name, sam_variant_kwargs=options), problem.direction.state_dict())
+        act(problem.variant, scale)
+    save_state(tmp_path, SAMConfig(sam_variant=name, sam_variant_kwargs=options), problem.variant.state_dict())
     _, state = load_state(tmp_path)
     resumed = problem.make()
     resumed.load_state_dict(state)
     for scale in (4.0, 5.0):
-        assert same_bits(bits(act(problem.direction, scale)), bits(act(resumed, scale)))
+        assert same_bits(bits(act(problem.variant, scale)), bits(act(resumed, scale)))
 
 
 @every_name

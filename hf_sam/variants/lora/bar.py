@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do nBAR and oBAR keep the two factors of a LoRA layer in balance, as SAM would?"""
+"""nBAR and oBAR: keep the two factors of a LoRA layer in balance, as SAM would."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class BAR(Regulariser):
 
     At each step every LoRA layer has one factor multiplied by 1 + alpha * lr and the other by 1 - alpha * lr, before
     the optimizer's step, like weight decay. `rho` is alpha: the paper's mu_0 is 0.2, 0.5, 1 or 2, falling linearly or
-    as a cosine (`rho_schedule`). Layers are left alone where A or B is frozen or got no gradient. All are where a
-    gradient of A or B is not finite: a gradient scaler skips that step.
+    as a cosine (`rho_schedule`). A layer stays as it is if A or B is frozen or got no gradient. All layers stay as they
+    are if a gradient of A or B is not finite: a gradient scaler skips that step.
     """
 
     default_rho = 0.5
@@ -110,7 +110,7 @@ class NBAR(BAR):
     title = "nBAR"
 
     def growth(self, pairs: list[Pair], gradients: Tensor) -> Tensor:
-        """Return 1 where ||g_A|| >= ||g_B||, -1 elsewhere, 0 where both are zero."""
+        """Return 1 where ||g_A|| >= ||g_B||, 0 where both are zero, otherwise -1."""
         g_a, g_b = gradients.unbind(1)
         return torch.where((g_a == 0) & (g_b == 0), 0.0, torch.where(g_a >= g_b, 1.0, -1.0).to(gradients.dtype))
 
@@ -124,7 +124,7 @@ class OBAR(BAR):
     title = "oBAR"
 
     def growth(self, pairs: list[Pair], gradients: Tensor) -> Tensor:
-        """Return -1 where ||A|| >= ||B||, 1 elsewhere."""
+        """Return -1 where ||A|| >= ||B||, otherwise 1."""
         a, b = norms(pairs, [t for pair in pairs for t in pair]).unbind(1)
         return torch.where(a >= b, -1.0, 1.0).to(gradients.dtype)
 

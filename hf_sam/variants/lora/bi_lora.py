@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does Bi-LoRA find the worst nearby weights with a second LoRA, in the pass that trains the first one?"""
+"""Bi-LoRA: climb with a second LoRA in the pass that trains the first one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hf_sam._checks import check_count, checked_choice
 from hf_sam.step_context import StepContext
 from hf_sam.variants.base import Length, Regulariser
 from hf_sam.variants.lora.layers import active_factors, lora_layers
@@ -19,7 +20,7 @@ from hf_sam.vectors.shards import local_shard
 from hf_sam.vectors.stochastic_rounding import seed_from
 
 STREAM = 0xB10A
-"""The seed of the first A2, the same in every run and on every process. None of the run's own streams is drawn from."""
+"""The seed of the first A2, the same in every run and on every process. The run's own streams are not used."""
 BETAS, EPS = (0.9, 0.999), 1e-8
 OPTIMIZERS = ("adam", "sgd")
 
@@ -32,12 +33,12 @@ NOT_LINEAR = (
 class Branch:
     """The second LoRA of one layer: adds B2 A2 x to what the layer returns, while it trains.
 
-    It is not a module, so no checkpoint, optimizer, clipping or parallel engine ever sees its weights.
+    It is not a module, so its weights are in no checkpoint, optimizer, clipping or parallel engine.
 
     Attributes:
         a: A2, rank x inputs.
         b: B2, outputs x rank.
-        on: whether it is at work.
+        on: whether it is added.
     """
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
@@ -45,7 +46,7 @@ class Branch:
         self.on = False
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Serve as a forward hook of the layer; silent in evaluation and while the layer's adapters are disabled."""
+        """Add the branch's output, as a forward hook; not in evaluation, nor while adapters are disabled."""
         if not (self.on and layer.training and any(factors.trained for factors in active_factors(layer))):
             return output
         x = inputs[0].to(self.a.dtype)
@@ -54,6 +55,8 @@ class Branch:
 
 class BiLoRA(Regulariser):
     """Bi-LoRA (Liu et al., ICLR 2026, eq. 8 to 10 and algorithm 1): a second LoRA climbs while the first one descends.
+
+    *Experimental*: no measured run has gained by it yet.
 
     The model computes with W + s B A + B2 A2. One backward pass gives the gradients of both; A and B take the
     optimizer's step, A2 and B2 a step of the same learning rate upwards. Then
@@ -89,17 +92,14 @@ class BiLoRA(Regulariser):
 }"""
 
     def __init__(self, *, rank: int = 8, optimizer: str = "adam") -> None:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise ValueError(f"`BiLoRA(rank=...)` must be a whole number >= 1, got {rank!r}.")
-        if optimizer not in OPTIMIZERS:
-            raise ValueError(f"`BiLoRA(optimizer=...)` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}.")
-        self.rank, self.optimizer = rank, optimizer
+        self.rank = check_count("BiLoRA", "rank", rank)
+        self.optimizer = checked_choice("BiLoRA(optimizer=...)", optimizer, OPTIMIZERS)
         self._branches: dict[str, Branch] = {}
         self._unhook: Any = None
         self._state: dict[str, Tensor] = {}
 
     def prepare_model(self, model: nn.Module) -> None:
-        """Give each LoRA layer a branch, on the device where the model is. They go when this object goes.
+        """Give each LoRA layer a branch on the model's device, until this object is deleted.
 
         Raises:
             ValueError: if there are no LoRA layers to train, or one of them is not linear.
@@ -117,7 +117,7 @@ class BiLoRA(Regulariser):
 
     @torch.no_grad()
     def adjust_(self, strength: Length, context: StepContext) -> None:
-        """Take the step upwards and cut it back to the radius; switch off at a radius of 0.
+        """Take the step upwards and scale A2 and B2 back to the radius; switch them off at a radius of 0.
 
         Args:
             strength: rho, from the next step on.
@@ -182,8 +182,8 @@ class BiLoRA(Regulariser):
             branch.a.grad, branch.b.grad = g_a, g_b
         self._state = {"theta": theta, "gradient": gradient}
         if self.optimizer == "adam":
-            contexts = {"mean": torch.zeros_like(theta), "variance": torch.zeros_like(theta)}
-            self._state.update(contexts, steps=torch.zeros((), dtype=dtype, device=theta.device))
+            moments = {"mean": torch.zeros_like(theta), "variance": torch.zeros_like(theta)}
+            self._state.update(moments, steps=torch.zeros((), dtype=dtype, device=theta.device))
 
     def _climb(self, lr: float) -> None:
         """Take the step upwards and drop the gradient; do nothing if that is not finite."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does Flat-LoRA shake the merged weights, so that LoRA ends where all of them lie flat?"""
+"""Flat-LoRA: train LoRA under random noise on the merged weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from hf_sam.vectors.vectors import Ascent, accumulation_dtype
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 STREAM = 0xF1A7
-"""Tells this noise from others that are drawn with the same seed at the same step."""
+"""Part of the seed, so that this noise differs from other noise of the same run and step."""
 
 UNKNOWN_LENGTH = (
-    '`sam_variant="flat_lora"` raises its noise from the first step of the run to the last, and nobody knows how many '
-    "there are. Set `max_steps`, or train on a dataset that has a length."
+    '`sam_variant="flat_lora"` raises its noise from the first step of the run to the last, and their number is not '
+    "known. Set `max_steps`, or train on a dataset that has a length."
 )
 NOT_A_WEIGHT = (
     '`sam_variant="flat_lora"` adds noise to the frozen weights under LoRA. %r has %s. Leave that layer out of '
@@ -37,6 +37,8 @@ SHARDED = (
 class FlatLoRA(OnePass):
     """Flat-LoRA (Li et al., ICML 2025): a step at W + s B A + noise, in one pass.
 
+    *Experimental*: no measured run has gained by it yet.
+
     The noise on row i of the merged weight W' = W + s B A is normal with standard deviation
 
         factor * rho * ||W'_i|| / sqrt(n),    factor = (1 - cos(pi t / T)) / 2
@@ -45,8 +47,8 @@ class FlatLoRA(OnePass):
     and its cosine-increasing strategy). For a convolution a row is the filter of one output channel. `rho` is
     relative to the weights, so no norm: the paper uses 0.05 for language, 0.1 and 0.15 for images.
 
-    The noise is added to the frozen W, which is to add it to W', and W comes back to the last bit. It depends on the
-    run's seed and the step alone: the same for all micro-batches of a step, on all processes, and after a resume.
+    Noise added to the frozen W is noise added to W', and W comes back to the last bit. The noise depends on the run's
+    seed and the step alone: it is the same for all micro-batches of a step, on all processes, and after a resume.
     """
 
     title = "Flat-LoRA"
@@ -87,7 +89,7 @@ class FlatLoRA(OnePass):
         """Return the frozen weights under LoRA, and the noise of this step.
 
         Args:
-            params: not looked at: the noise is on the weights under the adapters, not on the adapters.
+            params: not used, as the noise is on the weights under the adapters, not on the adapters.
             rho: standard deviation as a share of the root mean square of a row, >= 0.
             context: with the run's seed, and its length.
 
@@ -117,7 +119,7 @@ class FlatLoRA(OnePass):
 
 
 def _unfit(layer: Any, uses: dict[int, int]) -> str | None:
-    """Return what is wrong with the weight under a LoRA layer, if anything is."""
+    """Return why the weight under a LoRA layer cannot take noise; None if it can."""
     base = layer.get_base_layer()
     w = base._parameters.get("weight")
     if getattr(layer, "lora_embedding_A", None):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which layers of a model are LoRA layers, and what are their factors now?"""
+"""LoRA layers of a model, and their factors."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Factors(NamedTuple):
 
     @property
     def trained(self) -> bool:
-        """Whether both factors are."""
+        """Whether both factors are trained."""
         return self.a.requires_grad and self.b.requires_grad
 
 
 def lora_layers(model: nn.Module, method: str) -> dict[str, Any]:
-    """Return the LoRA layers of `model` by name, recognised by what they look like rather than by their class.
+    """Return the LoRA layers of `model` by name, recognised by their attributes rather than by their class.
 
-    Adapters come and go while a model trains, and sharding replaces parameters: ask for `active_factors` at each step.
+    Adapters may be switched while a model trains, and sharding replaces parameters: call `active_factors` at each step.
 
     Args:
         model: wrapped by `peft` or built with its layers.
@@ -70,7 +70,7 @@ def lora_layers(model: nn.Module, method: str) -> dict[str, Any]:
 
 
 def active_factors(layer: Any) -> list[Factors]:
-    """Return the adapters that are at work in a LoRA layer, trained or not; none while adapters are disabled."""
+    """Return the active adapters of a LoRA layer, trained or not; none while adapters are disabled."""
     if getattr(layer, "disable_adapters", False):
         return []
     return [factors for name in layer.active_adapters if (factors := _factors(layer, name)) is not None]

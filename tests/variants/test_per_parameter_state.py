@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a direction's memory find its parameter again: in the next step, and after a resume?"""
+"""Does a variant's state find its parameter again: in the next step, and after a resume?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_sam.variants.per_parameter_state import Memory
+from hf_sam.variants.per_parameter_state import PerParameterState
 from tests.compare import bits, same_bits
 
 SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "b.weight": (2, 3)}
@@ -19,13 +19,13 @@ def parameters(dtype: torch.dtype = torch.float32) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.zeros(shape, dtype=dtype)) for name, shape in SHAPES.items()}
 
 
-def filled(params: dict[str, nn.Parameter], named: bool = True) -> Memory:
-    memory = Memory("mean")
+def filled(params: dict[str, nn.Parameter], named: bool = True) -> PerParameterState:
+    kept = PerParameterState("mean")
     if named:
-        memory.prepare(params.items())
-    for i, tensor in enumerate(memory.of(list(params.values()))):
+        kept.prepare(params.items())
+    for i, tensor in enumerate(kept.of(list(params.values()))):
         tensor.copy_(torch.arange(tensor.numel()).view_as(tensor) + 10.0 * i)
-    return memory
+    return kept
 
 
 def same(left: list[Tensor], right: list[Tensor]) -> bool:
@@ -34,26 +34,26 @@ def same(left: list[Tensor], right: list[Tensor]) -> bool:
 
 def test_it_starts_at_zero_and_stays_with_the_parameter() -> None:
     params = list(parameters().values())
-    memory = Memory("mean")
-    memory.of(params[1:])[0].fill_(5)
-    first, second, _ = memory.of(params)
+    kept = PerParameterState("mean")
+    kept.of(params[1:])[0].fill_(5)
+    first, second, _ = kept.of(params)
     assert not first.any()
     assert (second == 5).all()
-    assert memory.of(params)[0] is first
+    assert kept.of(params)[0] is first
 
 
 @pytest.mark.parametrize(
-    ("dtype", "kept"),
+    ("dtype", "expected"),
     [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)],
 )
-def test_it_keeps_at_least_32_bits_in_the_layout_of_the_parameter(dtype: torch.dtype, kept: torch.dtype) -> None:
+def test_it_keeps_at_least_32_bits_in_the_layout_of_the_parameter(dtype: torch.dtype, expected: torch.dtype) -> None:
     p = nn.Parameter(torch.zeros(2, 3, 4, 5, dtype=dtype).to(memory_format=torch.channels_last))
-    memory = Memory("mean")
-    (tensor,) = memory.of([p])
-    assert (tensor.dtype, tensor.shape, tensor.stride()) == (kept, p.shape, p.stride())
+    kept = PerParameterState("mean")
+    (tensor,) = kept.of([p])
+    assert (tensor.dtype, tensor.shape, tensor.stride()) == (expected, p.shape, p.stride())
     tensor.copy_(torch.randn(2, 3, 4, 5))
-    again = Memory("mean")
-    again.load_state_dict({k: v.contiguous() for k, v in memory.state_dict().items()})
+    again = PerParameterState("mean")
+    again.load_state_dict({k: v.contiguous() for k, v in kept.state_dict().items()})
     assert again.of([p])[0].stride() == p.stride()
     assert torch.equal(again.of([p])[0], tensor)
 
@@ -61,48 +61,48 @@ def test_it_keeps_at_least_32_bits_in_the_layout_of_the_parameter(dtype: torch.d
 def test_names_are_keys_and_so_is_the_order_of_those_without() -> None:
     params = parameters()
     assert list(filled(params).state_dict()) == [f"mean.{name}" for name in SHAPES]
-    memory = Memory("mean")
-    memory.prepare([("a.weight", params["a.weight"]), ("also.a.weight", params["a.weight"])])  # tied
-    memory.of([params["b.weight"], params["a.weight"], params["a.bias"]])
-    assert list(memory.state_dict()) == ["mean#0", "mean.a.weight", "mean#1"]
+    kept = PerParameterState("mean")
+    kept.prepare([("a.weight", params["a.weight"]), ("also.a.weight", params["a.weight"])])  # tied
+    kept.of([params["b.weight"], params["a.weight"], params["a.bias"]])
+    assert list(kept.state_dict()) == ["mean#0", "mean.a.weight", "mean#1"]
 
 
 @pytest.mark.parametrize("when", ["before prepare", "after prepare", "after use"])
 def test_what_is_loaded_reaches_its_parameter(when: str) -> None:
-    state, params, memory = filled(parameters()).state_dict(), parameters(), Memory("mean")
+    state, params, kept = filled(parameters()).state_dict(), parameters(), PerParameterState("mean")
     if when == "before prepare":
-        memory.load_state_dict(state)
-    memory.prepare(params.items())
+        kept.load_state_dict(state)
+    kept.prepare(params.items())
     if when == "after use":
-        memory.of(list(params.values()))[0].fill_(7)
+        kept.of(list(params.values()))[0].fill_(7)
     if when != "before prepare":
-        memory.load_state_dict(state)
+        kept.load_state_dict(state)
     backwards = list(reversed(params.items()))
-    assert same(memory.of([p for _, p in backwards]), [state[f"mean.{name}"] for name, _ in backwards])
+    assert same(kept.of([p for _, p in backwards]), [state[f"mean.{name}"] for name, _ in backwards])
 
 
 def test_what_is_loaded_without_names_goes_by_order() -> None:
-    state, memory = filled(parameters(), named=False).state_dict(), Memory("mean")
-    memory.load_state_dict(state)
-    assert same(memory.of(list(parameters().values())), list(state.values()))
+    state, kept = filled(parameters(), named=False).state_dict(), PerParameterState("mean")
+    kept.load_state_dict(state)
+    assert same(kept.of(list(parameters().values())), list(state.values()))
 
 
 def test_what_was_not_asked_for_is_saved_again() -> None:
-    state, params, memory = filled(parameters()).state_dict(), parameters(), Memory("mean")
-    memory.load_state_dict(state)
-    memory.prepare(params.items())
-    memory.of([params["a.bias"]])[0].fill_(1)
-    again = memory.state_dict()
+    state, params, kept = filled(parameters()).state_dict(), parameters(), PerParameterState("mean")
+    kept.load_state_dict(state)
+    kept.prepare(params.items())
+    kept.of([params["a.bias"]])[0].fill_(1)
+    again = kept.state_dict()
     assert set(again) == set(state)
     assert (again["mean.a.bias"] == 1).all()
     assert same([again["mean.b.weight"]], [state["mean.b.weight"]])
 
 
 def test_what_is_loaded_is_copied() -> None:
-    state, memory = filled(parameters(), named=False).state_dict(), Memory("mean")
+    state, kept = filled(parameters(), named=False).state_dict(), PerParameterState("mean")
     before = {name: tensor.clone() for name, tensor in state.items()}
-    memory.load_state_dict(state)
-    for tensor in memory.of(list(parameters().values())):
+    kept.load_state_dict(state)
+    for tensor in kept.of(list(parameters().values())):
         tensor.zero_()
     assert same(list(state.values()), list(before.values()))
 
@@ -111,10 +111,10 @@ def test_what_is_loaded_is_copied() -> None:
 # A checkpoint may come from anybody
 # ----------------------------------------------------------------------------------------------------------------------
 BAD: list[tuple[Any, Any, str]] = [
-    ("median.a.bias", torch.zeros(3), r"the state's 'median\.a\.bias' is nothing that this direction keeps"),
-    ("mean", torch.zeros(3), r"the state's 'mean' is nothing that this direction keeps"),
-    ("mean#x", torch.zeros(3), r"the state's 'mean#x' is nothing that this direction keeps"),
-    ("mean#1\n", torch.zeros(3), r"is nothing that this direction keeps"),
+    ("median.a.bias", torch.zeros(3), r"the state's 'median\.a\.bias' is nothing that this variant keeps"),
+    ("mean", torch.zeros(3), r"the state's 'mean' is nothing that this variant keeps"),
+    ("mean#x", torch.zeros(3), r"the state's 'mean#x' is nothing that this variant keeps"),
+    ("mean#1\n", torch.zeros(3), r"is nothing that this variant keeps"),
     ("mean.c", torch.zeros(3), r"'mean\.c' belongs to no parameter of this model"),
     ("mean.a.bias", 1.5, r"'mean\.a\.bias' must be a tensor of float32 or float64, got float"),
     ("mean.a.bias", torch.zeros(3, dtype=torch.int64), r"must be a tensor of float32 or float64, got torch\.int64"),
@@ -123,13 +123,13 @@ BAD: list[tuple[Any, Any, str]] = [
 
 
 @pytest.mark.parametrize(("key", "value", "message"), BAD, ids=[str(b[0]) + " " + str(type(b[1])) for b in BAD])
-def test_what_is_no_memory_is_refused_and_nothing_changes(key: Any, value: Any, message: str) -> None:
-    memory = filled(parameters())
-    before = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
+def test_what_is_no_such_state_is_refused_and_nothing_changes(key: Any, value: Any, message: str) -> None:
+    kept = filled(parameters())
+    before = {name: tensor.clone() for name, tensor in kept.state_dict().items()}
     with pytest.raises(ValueError, match=message):
-        memory.load_state_dict({"mean.a.weight": torch.ones(3, 2), key: value})
-    assert list(memory.state_dict()) == list(before)
-    assert same(list(memory.state_dict().values()), list(before.values()))
+        kept.load_state_dict({"mean.a.weight": torch.ones(3, 2), key: value})
+    assert list(kept.state_dict()) == list(before)
+    assert same(list(kept.state_dict().values()), list(before.values()))
 
 
 @pytest.mark.parametrize(
@@ -146,25 +146,25 @@ def test_what_is_no_memory_is_refused_and_nothing_changes(key: Any, value: Any, 
     ids=str,
 )
 def test_another_shape_or_dtype_is_refused_at_first_use(value: Tensor, message: str) -> None:
-    params, memory = parameters(), Memory("mean")
-    memory.prepare(params.items())
-    memory.load_state_dict({"mean.a.bias": value})
+    params, kept = parameters(), PerParameterState("mean")
+    kept.prepare(params.items())
+    kept.load_state_dict({"mean.a.bias": value})
     with pytest.raises(ValueError, match=message):
-        memory.of(list(params.values()))
+        kept.of(list(params.values()))
 
 
 def test_an_unknown_name_is_refused_when_the_names_are_learned_later() -> None:
-    memory = Memory("mean")
-    memory.load_state_dict({"mean.c": torch.zeros(3)})
+    kept = PerParameterState("mean")
+    kept.load_state_dict({"mean.c": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"'mean\.c' belongs to no parameter"):
-        memory.prepare(parameters().items())
+        kept.prepare(parameters().items())
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_names_on_one_side_only_are_refused(named: bool) -> None:
-    params, memory = parameters(), Memory("mean")
-    memory.load_state_dict(filled(parameters(), named).state_dict())
+    params, kept = parameters(), PerParameterState("mean")
+    kept.load_state_dict(filled(parameters(), named).state_dict())
     if not named:
-        memory.prepare(params.items())
+        kept.prepare(params.items())
     with pytest.raises(ValueError, match=r"pass `model\.named_parameters\(\)`"):
-        memory.of(list(params.values()))
+        kept.of(list(params.values()))
