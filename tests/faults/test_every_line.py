@@ -58,7 +58,7 @@ def interrupted(
             return
         if trainer.in_descent_pass and function:
             yield f"{at}: in_descent_pass is still True"
-        trainer.in_descent_pass = False
+        trainer._sam.in_descent_pass = False
     if setting.variant != "remembering" and not torch.equal(step(trainer, Injector(), count)[1], gradient):
         yield "the next step is another one"
 
