@@ -54,18 +54,19 @@ format: $(STAMP)  ## let ruff fix what it can
 	@$(VENV)/bin/ruff format .
 
 bench: $(STAMP)  ## time and memory of a step against a plain one and against other libraries, lambda_max too
-	@$(VENV)/bin/python scripts/bench.py
-	@$(VENV)/bin/python scripts/bench_peers.py
-	@if [ -f "$(SST2)" ]; then $(VENV)/bin/python scripts/bench_flatness.py --data "$(SST2)"; fi
+	@$(VENV)/bin/python scripts/benchmarks/bench.py
+	@$(VENV)/bin/python scripts/benchmarks/bench_peers.py
+	@if [ -f "$(SST2)" ]; then $(VENV)/bin/python scripts/benchmarks/bench_flatness.py --data "$(SST2)"; fi
 
 results: $(STAMP)  ## the README's tables and figures from the result files; then a small grid, end to end
-	@$(VENV)/bin/python scripts/plot.py
-	@$(VENV)/bin/python scripts/compare.py scripts/grids/small.yaml
+	@$(VENV)/bin/python scripts/benchmarks/plot.py
+	@$(VENV)/bin/python scripts/benchmarks/compare.py scripts/benchmarks/grids/small.yaml
 
 gpu: $(STAMP)  ## with a CUDA device, under 10 minutes a stage: make gpu STAGE=speed, noise or glue (again: go on)
-	@if [ "$(STAGE)" = speed ]; then $(VENV)/bin/python scripts/bench_gpu.py --output scripts/results/bench/gpu.json; \
-	else $(VENV)/bin/python scripts/compare.py scripts/grids/gpu_$(STAGE).yaml --data "$(DATA)" \
-	  --output scripts/results/gpu_$(STAGE) --minutes 8 || [ $$? = 1 ]; fi  # 1: there is more to run
+	@if [ "$(STAGE)" = speed ]; then $(VENV)/bin/python scripts/benchmarks/bench_gpu.py \
+	  --output scripts/benchmarks/results/bench/gpu.json; \
+	else $(VENV)/bin/python scripts/benchmarks/compare.py scripts/benchmarks/grids/gpu_$(STAGE).yaml --data "$(DATA)" \
+	  --output scripts/benchmarks/results/gpu_$(STAGE) --minutes 8 || [ $$? = 1 ]; fi  # 1: there is more to run
 
 clean:  ## remove the virtual environments, build files and caches; outputs stay
 	@rm -rf $(VENV) $(VENV_LOWEST) build dist *.egg-info .bench .pytest_cache .ruff_cache .mypy_cache .hypothesis

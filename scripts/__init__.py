@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The programs around the library; each file here is one command."""
+"""The programs that users run, one command a file; those of the maintainers are in `scripts/benchmarks/`."""

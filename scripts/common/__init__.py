@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every task and every script shares: arguments, files, labels, models, metrics, checkpoints, the summary."""
+"""What the tasks and the scripts share: arguments, files, labels, models, metrics, checkpoints, the summary."""

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What do the methods cost, and how do others do? Tables of scripts/benchmarks/results/bench."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_sam import VARIANTS
+from scripts.benchmarks.evidence.readme import markdown
+
+WORDS = Path(__file__).parent / "methods.yaml"
+"""What is not measured: formulas, papers, when to choose what."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the results of a benchmark."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def words() -> dict[str, Any]:
+    """Return the texts of the tables."""
+    found: dict[str, Any] = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
+    return found
+
+
+def directions(results: Path) -> list[str]:
+    """Return the table of directions."""
+    measured = read(results / "bench" / "cpu.json")["results"]
+    rows = []
+    for name, text in words()["directions"].items():
+        module, row = VARIANTS[name].__module__, measured[text["case"]]
+        cost, memory = times(row), copies(row)
+        link = f"[`{module.rpartition('.')[2]}.py`]({module.replace('.', '/')}.py)"
+        default = f"{VARIANTS[name].default_rho:g}"
+        rows.append([f'`"{name}"`', text["formula"], text["paper"], link, cost, memory, default])
+        rows[-1].append(text["when"])
+    header = ["`sam_variant`", "perturbation and gradient", "paper", "file", "cost", "memory", "default rho", "when"]
+    return markdown(header, rows)
+
+
+def savings(results: Path) -> list[str]:
+    """Return the table of cheaper ways."""
+    measured = read(results / "bench" / "cpu.json")["results"]
+    rows = []
+    for case, text in words()["savings"].items():
+        rows.append([text, times(measured[case]), copies(measured[case])])
+    return markdown(["setting", "cost", "memory"], rows)
+
+
+def times(row: dict[str, Any]) -> str:
+    """Return a ratio of times as people read it."""
+    return f"{row['time_ratio']:.2f}x"
+
+
+def copies(row: dict[str, Any]) -> str:
+    """Return the extra memory in copies of the weights."""
+    return f"{row['extra_copies_of_the_weights']:.1f}".replace("-0.0", "0.0")
+
+
+def flatness_bench(results: Path) -> list[str]:
+    """Return the table of lambda_max by several libraries."""
+    measured, rows = read(results / "bench" / "flatness.json")["results"], []
+    ours = measured["hf_sam"]["seconds"]
+    for name, row in measured.items():
+        ratios = [theirs / own for theirs, own in zip(row["seconds"], ours, strict=True)]
+        own = name == "hf_sam"
+        spread = "1" if own else f"{min(ratios):.2f} to {max(ratios):.2f}"
+        note = words()["libraries"].get(name, "")
+        difference = "" if own else f"{row['difference']:.0e}{note}"
+        rows.append([name, str(row["products"]), spread, difference])
+    return markdown(["", "products", "time", "lambda_max against ours"], rows)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Do the tables and the picture of a grid say what its runs say?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from scripts.benchmarks.common.runs import Cell, write_run
+from scripts.benchmarks.evidence import noise_plot
+from scripts.benchmarks.evidence.method_tables import differences, read, scores
+from scripts.benchmarks.evidence.peer_tables import peers, survived
+
+ACCURACY = {
+    ("digits_0", "adamw"): [0.96, 0.97, 0.98],
+    ("digits_0", "full"): [0.96, 0.96, 0.96],
+    ("digits_40", "adamw"): [0.60, 0.62, 0.64],
+    ("digits_40", "full"): [0.80, 0.84, 0.88],
+    ("digits_40", "adamw, time of full"): [0.60, 0.60, 0.60],
+    ("fashion_40", "adamw"): [0.7],
+}
+TIME = {"adamw": 10.0, "full": 20.0, "adamw, time of full": 20.0}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    for (task, method), values in ACCURACY.items():
+        for seed, value in enumerate(values, start=1):
+            cell = Cell(task, method, seed)
+            best = value + 0.05 if (task, method) == ("digits_40", "adamw") else value
+            numbers: dict[str, Any] = {"final": value, "best": best, "train_time": TIME[method]}
+            write_run(tmp_path / "noise" / "runs", cell, {**cell._asdict(), "metric": "eval_accuracy", **numbers})
+    return tmp_path
+
+
+def test_a_table_of_scores_has_means_spreads_the_best_on_the_way_seeds_and_the_time(results: Path) -> None:
+    assert scores(results, "noise", "digits") == [
+        "| method | digits, 0 % (n = 3) | digits, 40 % (n = 3) | time |",
+        "|---|---|---|---|",
+        "| adamw | 97.0 ± 1.0 | 62.0 ± 2.0 (67.0) | 1.00x |",
+        "| full | 96.0 ± 0.0 | 84.0 ± 4.0 | 2.00x |",
+        "| adamw, time of full |  | 60.0 ± 0.0 | 2.00x |",
+    ]
+
+
+def test_a_table_of_differences_has_intervals_p_values_and_the_same_time(results: Path) -> None:
+    lines = differences(results, "noise", "digits")
+    assert lines[0] == "| against adamw | digits, 0 % (n = 3) | digits, 40 % (n = 3) |"
+    # 20, 22, 24: standard error 1.155, Student's 4.303 with two degrees of freedom
+    assert lines[2] == "| full | -1.0 (-3.5 to +1.5), p 0.23 | +22.0 (+17.0 to +27.0), p 0.0027 |"
+    assert lines[3] == "| full, against adamw in its time |  | +24.0 (+14.1 to +33.9) |"
+
+
+def test_the_picture_has_a_panel_per_data_set_and_a_line_per_method(results: Path, tmp_path: Path) -> None:
+    grid, summary = read(results, "noise")
+    figure = noise_plot.figure_of(grid, summary)
+    assert [axes.get_title() for axes in figure.axes] == ["digits", "Fashion-MNIST"]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"wrong training labels (%)"}
+    heights = {c.get_label(): list(c.lines[0].get_ydata()) for c in figure.axes[0].containers}
+    expected = {"adamw": [97.0, 62.0], "full": [96.0, 84.0], "adamw, time of full": [60.0]}
+    assert heights.keys() == expected.keys()
+    for method, values in expected.items():
+        assert heights[method] == pytest.approx(values)
+    noise_plot.draw(grid, summary, tmp_path / "new" / "noise.png")
+    assert (tmp_path / "new" / "noise.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_method_of_the_grid_has_a_style() -> None:
+    grid, _ = read(Path("nowhere"), "noise")
+    assert set(noise_plot.STYLES) == set(grid.methods)
+
+
+def test_the_tables_of_peers(tmp_path: Path) -> None:
+    def row(ratio: float, floor: str) -> dict[str, Any]:
+        return {"floor": floor, "time_ratio": ratio, "time_ratio_range": [ratio - 0.01, ratio + 0.01]} | {
+            "extra_copies_of_the_weights": ratio - 1.04,
+            "share_outside_passes": None if ratio == 1.5 else (ratio - 1.0) / 2,
+        }
+
+    rows = {name: row(ratio, "two plain passes") for name, ratio in (("two plain passes", 1.0), ("hf_sam", 1.02))}
+    small = {"parameters": 22_700_000, "settings": {"batch": 32, "length": 128, "accumulation": 1}, "results": rows}
+    large = {"parameters": 109_500_000, "settings": {"batch": 8, "length": 128, "accumulation": 4}}
+    large["results"] = {"two plain passes": row(1.0, "two plain passes")}
+    small["results"]["other"] = row(1.5, "two plain passes")
+    large["results"]["hf_sam"] = row(1.03, "two plain passes")
+    small["checks"] = {"hf_sam": {"resume": "exact"}}
+    (tmp_path / "bench").mkdir()
+    for name, content in (("peers_22M", small), ("peers_110M", large)):
+        (tmp_path / "bench" / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    assert peers(tmp_path) == [
+        (
+            "|  | 23M, 32 x 128 tokens: time | of it outside of the passes | memory "
+            "| 110M, 8 x 128 tokens in 4: time | of it outside of the passes | memory |"
+        ),
+        "|---|---|---|---|---|---|---|",
+        (
+            "| hf_sam, against two plain passes "
+            "| 1.020 (1.010 to 1.030) | 1.0 % | 0.0 | 1.030 (1.020 to 1.040) | 1.5 % | 0.0 |"
+        ),
+        "| other, against two plain passes | 1.500 (1.490 to 1.510) |  | 0.5 |  |  |  |",
+    ]
+    assert survived(tmp_path) == ["|  | resume |", "|---|---|", "| hf_sam | exact |"]
