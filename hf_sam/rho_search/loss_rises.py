@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far does the loss rise along a direction, at several radii, after some plain training?"""
+"""Measure how much the loss rises at w + epsilon, for several radii, after some plain training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,41 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
-from hf_sam.rho_search.trainer_snapshot import TrainerSnapshot
 from hf_sam.step.perturbation import Perturbation, bring_back
 from hf_sam.step.two_pass import set_gradients
-from hf_sam.trainer.counters import counted_once
 from hf_sam.trainer.micro_batches import MicroBatch, Window
 from hf_sam.variants import Variant
 from hf_sam.variants.base import Ascent
+from hf_sam.vectors.stochastic_rounding import StochasticRounding
+
+
+class _Inside:
+    """All that is used here of a trainer's inside."""
+
+    def __init__(self, trainer: Any, config: SAMConfig) -> None:
+        self._trainer, self._config = trainer, config
+
+    def count_no_examples(self) -> None:
+        self._trainer.in_descent_pass, self._trainer.counts_examples = True, False
+
+    def parameters(self, model: nn.Module) -> list[Tensor]:
+        """Return what is trained."""
+        params: list[Tensor] = self._trainer._sam_parameters(model)
+        return params
+
+    def perturbed(self, params: list[Tensor]) -> list[Tensor]:
+        """Return those of the trained parameters that `sam_parameters` lets move."""
+        chosen: list[Tensor] = self._trainer._sam_chosen(self._config, params)
+        return chosen
+
+    def plain_pass(self, model: nn.Module, micro_batch: MicroBatch) -> Tensor:
+        """Run the Trainer's own forward and backward on one micro-batch."""
+        loss: Tensor = self._trainer._plain_step(model, micro_batch)
+        return loss
+
+    def rounding(self) -> StochasticRounding | None:
+        rounding: StochasticRounding | None = self._trainer._sam_rounding(self._config)
+        return rounding
 
 
 class _Measured(Exception):
@@ -31,13 +59,14 @@ class LossRises:
     """Plain training in the Trainer's own loop, with a measurement at its end.
 
     Args:
-        trainer: with `SAMTrainerMixin`; not left as it was (see `hf_sam.rho_search.trainer_snapshot`).
+        trainer: one with `SAMTrainerMixin` that is not needed afterwards: it is left in the middle of its training.
         config: SAM's settings: which parameters move, and the scope.
-        direction: which way.
-        rhos: how far.
+        variant: which way epsilon points.
+        rhos: how long it is.
         steps: plain optimizer steps; fewer in a run that is shorter.
         batches: how many times as many examples as share one perturbation; fewer if there are no more.
         progress: called with how much of the work is done, in [0, 1].
+        check: called with the parameters before they are trained.
 
     Attributes:
         taken: plain steps really taken.
@@ -49,30 +78,34 @@ class LossRises:
         self,
         trainer: Any,
         config: SAMConfig,
-        direction: Variant,
+        variant: Variant,
         rhos: tuple[float, ...],
         steps: int,
         batches: int,
-        progress: Callable[[float], object] | None,
+        *,
+        progress: Callable[[float], object] | None = None,
+        check: Callable[[list[Tensor]], object] | None = None,
     ) -> None:
-        self._trainer, self._config, self._direction, self._rhos = trainer, config, direction, rhos
-        self._steps, self._batches, self._progress = steps, batches, progress
+        self._trainer, self._config, self._variant, self._rhos = trainer, config, variant, rhos
+        self._steps, self._batches, self._progress, self._check = steps, batches, progress, check
+        self._inside = _Inside(trainer, config)
         self.taken = 0
         self.losses: list[float] = []
         self.rises: list[list[float]] = []
 
-    def train(self, undo: TrainerSnapshot) -> None:
-        """Call `trainer.train()`, with nobody watching, until everything is measured."""
+    def train(self) -> None:
+        """Call `trainer.train()`, without callbacks, until everything is measured."""
         trainer = self._trainer
         trainer.args = _plain(trainer.args)
-        trainer.control = copy.copy(trainer.control)
-        trainer.callback_handler = copy.copy(trainer.callback_handler)
         trainer.callback_handler.callbacks = []
-        collect = trainer.get_batch_samples
+        collect, is_prepared = trainer.get_batch_samples, False
 
         def get_batch_samples(iterator: Iterator[Any], count: int, device: torch.device) -> Any:
-            trainer.in_descent_pass, trainer.counts_examples = True, False  # who counts examples leaves these out
-            undo.keep(trainer._sam_parameters(trainer.model_wrapped))
+            nonlocal is_prepared
+            if not is_prepared:
+                self._prepare(trainer.model_wrapped)
+                is_prepared = True
+            self._inside.count_no_examples()
             self.taken = trainer.state.global_step
             if self.taken < min(self._steps, trainer.state.max_steps - 1):
                 self._tell(self.taken)
@@ -82,11 +115,10 @@ class LossRises:
             raise _Measured
 
         trainer.get_batch_samples = get_batch_samples
-        with counted_once(trainer, trainer.counters):
-            try:
-                trainer.train()
-            except _Measured:
-                return
+        try:
+            trainer.train()
+        except _Measured:
+            return
 
     def mean_loss(self) -> float:
         """Return the mean of L(w) over the batches.
@@ -107,6 +139,13 @@ class LossRises:
             )
         return loss
 
+    def _prepare(self, model: nn.Module) -> None:
+        """Take away gradients that are older than this run."""
+        params = self._inside.parameters(model)
+        if self._check is not None:
+            self._check(params)
+        set_gradients(params, [None] * len(params))
+
     def _windows(self, collect: Any, iterator: Iterator[Any], device: torch.device) -> Iterator[tuple[list[Any], Any]]:
         """Yield micro-batches that share one perturbation, and their number of items; on into the next epoch."""
         trainer = self._trainer
@@ -120,18 +159,19 @@ class LossRises:
 
     def _measure(self, model: nn.Module, samples: list[Any], num_items_in_batch: Tensor | int | None) -> None:
         """Take the clean gradient of some micro-batches, then their loss at each radius along it."""
-        trainer, direction, scaler = self._trainer, self._direction, self._trainer.accelerator.scaler
+        variant, scaler = self._variant, self._trainer.accelerator.scaler
         window = Window(model)
         for inputs in samples:
             micro_batch = MicroBatch(inputs, num_items_in_batch, len(samples), window.random_state())
             window.micro_batches.append(micro_batch)
-            micro_batch.clean_loss = trainer._plain_step(model, micro_batch)
-        trained = trainer._sam_parameters(model)
-        params = [p for p in trainer._sam_chosen(self._config, trained) if p.grad is not None]
+            micro_batch.clean_loss = self._inside.plain_pass(model, micro_batch)
+        trained = self._inside.parameters(model)
+        params = [p for p in self._inside.perturbed(trained) if p.grad is not None]
         if not params:
             raise RuntimeError("No parameter received a gradient: does the loss depend on the parameters?")
-        direction.loss_scale = scaler.get_scale() if scaler is not None else 1.0
-        ascent = direction.ascend(params, [p.grad for p in params], 1.0)
+        variant.loss_scale = scaler.get_scale() if scaler is not None else 1.0
+        grads = [p.grad for p in params if p.grad is not None]
+        ascent = variant.ascend(params, grads, 1.0)
         set_gradients(trained, [None] * len(trained))
         if not ascent.usable:
             return
@@ -143,16 +183,16 @@ class LossRises:
 
     def _rise(self, window: Window, params: list[Tensor], ascent: Ascent) -> float:
         """Return L(w + epsilon) - L(w) over the micro-batches of a window."""
-        trainer = self._trainer
-        perturbation, backward = Perturbation(params), trainer.accelerator.backward
+        accelerator = self._trainer.accelerator
+        perturbation, backward = Perturbation(params), accelerator.backward
         try:
-            perturbation.apply(ascent, trainer._sam_rounding(self._config))
-            trainer.accelerator.backward = lambda loss, **kwargs: None
+            perturbation.apply(ascent, self._inside.rounding())
+            accelerator.backward = lambda loss, **kwargs: None
             torch.clear_autocast_cache()
             with torch.no_grad():
-                return window.replay(lambda m: trainer._plain_step(window.model, m)).item()
+                return window.replay(lambda m: self._inside.plain_pass(window.model, m)).item()
         finally:
-            trainer.accelerator.backward = backward
+            accelerator.backward = backward
             bring_back(perturbation)
             torch.clear_autocast_cache()
 
