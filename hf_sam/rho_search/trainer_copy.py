@@ -34,7 +34,7 @@ NOT_APART = (
 
 
 class TrainerCopy:
-    """A copy of a trainer and of all that its attributes lead to, which calls no callback, logs and saves nothing.
+    """A copy of a trainer and of all that its attributes lead to.
 
     Callbacks, trackers, accelerate's states of the process and the random streams of the process are shared.
 
@@ -76,7 +76,7 @@ def _replaced(trainer: Any) -> dict[int, dict[str, Any]]:
             "_eval_dataloaders": {},
         },
         id(trainer.accelerator): {name: [] for name in prepared},
-        id(trainer.callback_handler): {"callbacks": [], "train_dataloader": None, "eval_dataloader": None},
+        id(trainer.callback_handler): {"train_dataloader": None, "eval_dataloader": None},
     }
 
 
