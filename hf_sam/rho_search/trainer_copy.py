@@ -94,7 +94,7 @@ def process_as_found(devices: Iterable[torch.device]) -> Iterator[None]:
     """Leave the random streams of the process and accelerate's gradient state as they are now, whatever is raised.
 
     Args:
-        devices: whose random streams, beside those of the CPU.
+        devices: whose random streams are meant, as well as those of the CPU.
     """
     random_state, shared = RandomState(devices), vars(GradientState())
     found = dict(shared)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Store what of SAM must survive a resume, beside an ordinary checkpoint."""
+"""Store what of SAM must survive a resume in the folder of an ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_state(
     process: int = 0,
     processes: int = 1,
 ) -> None:
-    """Write the configuration and what the variant, the radius and the gate remember beside an ordinary checkpoint.
+    """Write the configuration and what the variant, the radius and the gate remember into a checkpoint's folder.
 
     Each file is written under another name and then renamed, so a reader never sees half of one. Both hold the same
     random id, so a reader never takes one of them with another one's partner. There are no checksums: a file whose

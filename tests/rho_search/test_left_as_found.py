@@ -145,7 +145,7 @@ def used_trainer(tmp_path: Any, family: str = "bert", cls: type = SAMTrainer, **
 
 
 @pytest.mark.parametrize("case", ["bert", "resnet", "llama", "bf16", "scaler"])
-def test_nothing_is_changed_and_nobody_was_called(case: str, tmp_path: Any) -> None:
+def test_nothing_is_changed_and_no_callback_is_called(case: str, tmp_path: Any) -> None:
     family = case if case in ("bert", "resnet") else "llama"
     options: dict[str, Any] = {"bf16": True} if case == "bf16" else {}
     cls = SAMScaled if case == "scaler" else SAMTrainer
@@ -230,7 +230,7 @@ def test_a_model_made_by_model_init_is_made_anew_by_the_run(tmp_path: Any) -> No
 
 
 class Scaled(SAMTrainer):
-    """Trains a scale of the loss, which only the optimizer knows besides."""
+    """Trains a scale of the loss, which only the optimizer knows."""
 
     scale: nn.Parameter
 
