@@ -91,17 +91,17 @@ def _measured(options: argparse.Namespace, args: ScriptArguments, training: Any)
     if args.torch_threads is not None:
         torch.set_num_threads(args.torch_threads)
     set_seed(training.seed)
-    trainer = make_trainer(args, training, TASKS[args.task].build(args, training))
+    task = TASKS[args.task].build(args, training)
     with Progress(console=Console(stderr=True), transient=True, disable=training.disable_tqdm) as bar:
-        task = bar.add_task(f"{options.steps} plain steps, then {options.batches} batches", total=1.0)
+        work = bar.add_task(f"{options.steps} plain steps, then {options.batches} batches", total=1.0)
         try:
             return find_rho(
-                trainer,
+                lambda: make_trainer(args, training, task),  # not a trainer, which would be copied
                 steps=options.steps,
                 batches=options.batches,
                 rhos=options.rhos,
                 share=options.share,
-                progress=lambda done: bar.update(task, completed=done),
+                progress=lambda done: bar.update(work, completed=done),
             )
         except (TypeError, ValueError, NotImplementedError) as error:
             text = re.sub(r"`?find_rho\((\w+)=\.\.\.\)`?", r"--\1", one_line(error))  # as typed here

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far does the loss rise along a direction, at several radii, after some plain training?"""
+"""Measure how much the loss rises at w + epsilon, for several radii, after some plain training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
-from hf_sam.rho_search.trainer_snapshot import TrainerSnapshot
+from hf_sam.parameters.choose import chosen
 from hf_sam.step.perturbation import Perturbation
 from hf_sam.step.two_pass import set_gradients
-from hf_sam.trainer.micro_batches import MicroBatch, Window, counted_once
+from hf_sam.step_context import StepContext
+from hf_sam.trainer.micro_batches import Window
+from hf_sam.trainer.step_planner import StepPlan
+from hf_sam.trainer.training_step import TrainingStep
 from hf_sam.variants import Variant
-from hf_sam.vectors.vectors import Ascent
+from hf_sam.vectors.vectors import Ascent, gradients
 
 
 class _Measured(Exception):
@@ -30,13 +33,14 @@ class LossRises:
     """Plain training in the Trainer's own loop, with a measurement at its end.
 
     Args:
-        trainer: with `SAMTrainerMixin`; not left as it was (see `hf_sam.rho_search.trainer_snapshot`).
+        trainer: one with `SAMTrainerMixin` that is not needed afterwards: it is left in the middle of its training.
         config: SAM's settings: which parameters move, and the scope.
-        direction: which way.
-        rhos: how far.
+        variant: which way epsilon points.
+        rhos: how long it is.
         steps: plain optimizer steps; fewer in a run that is shorter.
         batches: how many times as many examples as share one perturbation; fewer if there are no more.
         progress: called with how much of the work is done, in [0, 1].
+        check: called with the parameters before they are trained.
 
     Attributes:
         taken: plain steps really taken.
@@ -48,30 +52,33 @@ class LossRises:
         self,
         trainer: Any,
         config: SAMConfig,
-        direction: Variant,
+        variant: Variant,
         rhos: tuple[float, ...],
         steps: int,
         batches: int,
-        progress: Callable[[float], object] | None,
+        *,
+        progress: Callable[[float], object] | None = None,
+        check: Callable[[list[Tensor]], object] | None = None,
     ) -> None:
-        self._trainer, self._config, self._direction, self._rhos = trainer, config, direction, rhos
-        self._steps, self._batches, self._progress = steps, batches, progress
+        self._trainer, self._config, self._variant, self._rhos = trainer, config, variant, rhos
+        self._steps, self._batches, self._progress, self._check = steps, batches, progress, check
         self.taken = 0
         self.losses: list[float] = []
         self.rises: list[list[float]] = []
 
-    def train(self, undo: TrainerSnapshot) -> None:
-        """Call `trainer.train()`, with nobody watching, until everything is measured."""
+    def train(self) -> None:
+        """Call `trainer.train()`, without callbacks, until everything is measured."""
         trainer = self._trainer
         trainer.args = _plain(trainer.args)
-        trainer.control = copy.copy(trainer.control)
-        trainer.callback_handler = copy.copy(trainer.callback_handler)
         trainer.callback_handler.callbacks = []
-        collect = trainer.get_batch_samples
+        collect, is_prepared = trainer.get_batch_samples, False
 
         def get_batch_samples(iterator: Iterator[Any], count: int, device: torch.device) -> Any:
-            trainer.in_descent_pass, trainer.counts_examples = True, False  # who counts examples leaves these out
-            undo.keep(trainer._sam_parameters(trainer.model_wrapped))
+            nonlocal is_prepared
+            if not is_prepared:
+                self._prepare(trainer.model_wrapped)
+                is_prepared = True
+            self._count_no_examples()
             self.taken = trainer.state.global_step
             if self.taken < min(self._steps, trainer.state.max_steps - 1):
                 self._tell(self.taken)
@@ -81,11 +88,10 @@ class LossRises:
             raise _Measured
 
         trainer.get_batch_samples = get_batch_samples
-        with counted_once(trainer, trainer.counters):
-            try:
-                trainer.train()
-            except _Measured:
-                return
+        try:
+            trainer.train()
+        except _Measured:
+            return
 
     def mean_loss(self) -> float:
         """Return the mean of L(w) over the batches.
@@ -106,6 +112,22 @@ class LossRises:
             )
         return loss
 
+    def _prepare(self, model: nn.Module) -> None:
+        """Take away gradients that are older than this run."""
+        params = self._trained(model)
+        if self._check is not None:
+            self._check(params)
+        set_gradients(params, [None] * len(params))
+
+    def _trained(self, model: nn.Module) -> list[Tensor]:
+        run = self._trainer._sam
+        run.list_parameters(self._trainer, model)
+        return [p for p in run.candidates if p.requires_grad]
+
+    def _count_no_examples(self) -> None:
+        """Tell a `compute_loss` that counts examples to leave these out."""
+        self._trainer._sam.in_descent_pass, self._trainer._sam.counts_examples = True, False
+
     def _windows(self, collect: Any, iterator: Iterator[Any], device: torch.device) -> Iterator[tuple[list[Any], Any]]:
         """Yield micro-batches that share one perturbation, and their number of items; on into the next epoch."""
         trainer = self._trainer
@@ -119,41 +141,43 @@ class LossRises:
 
     def _measure(self, model: nn.Module, samples: list[Any], num_items_in_batch: Tensor | int | None) -> None:
         """Take the clean gradient of some micro-batches, then their loss at each radius along it."""
-        trainer, direction, scaler = self._trainer, self._direction, self._trainer.accelerator.scaler
-        window = Window(model)
+        trainer, variant, scaler = self._trainer, self._variant, self._trainer.accelerator.scaler
+        window = Window(model, StepPlan("two", 1.0, StepContext()), self._trained(model))
+        step = TrainingStep(trainer, trainer.training_step, model, window)  # plain: its arguments say so
+        trainer.current_gradient_accumulation_steps = len(samples)
         for inputs in samples:
-            micro_batch = MicroBatch(inputs, num_items_in_batch, len(samples), window.random_state())
-            window.micro_batches.append(micro_batch)
-            micro_batch.clean_loss = trainer._plain_step(model, micro_batch)
-        trained = trainer._sam_parameters(model)
-        params = [p for p in trainer._sam_chosen(self._config, trained) if p.grad is not None]
+            micro_batch = step.note(inputs, num_items_in_batch)
+            micro_batch.clean_loss = step.pass_over(micro_batch)
+        moved = {id(p) for p in chosen(trainer.model, self._config.sam_parameters).values()}
+        every = self._config.sam_parameters == "all"
+        params = [p for p in window.params if p.grad is not None and (every or id(p) in moved)]
         if not params:
             raise RuntimeError("No parameter received a gradient: does the loss depend on the parameters?")
-        direction.loss_scale = scaler.get_scale() if scaler is not None else 1.0
-        ascent = direction.ascend(params, [p.grad for p in params], 1.0)
-        set_gradients(trained, [None] * len(trained))
+        variant.loss_scale = scaler.get_scale() if scaler is not None else 1.0
+        ascent = variant.ascend(params, gradients(params), 1.0)
+        set_gradients(window.params, [None] * len(window.params))
         if not ascent.usable:
             return
         self.losses.append(torch.stack([m.clean_loss for m in window.micro_batches]).sum().item())
         self.rises.append([])
         for rho in self._rhos:
-            self.rises[-1].append(self._rise(window, params, ascent._replace(scale=ascent.scale * rho, lent=True)))
+            self.rises[-1].append(self._rise(step, params, ascent._replace(scale=ascent.scale * rho, lent=True)))
             self._tell(self.taken)
 
-    def _rise(self, window: Window, params: list[Tensor], ascent: Ascent) -> float:
-        """Return L(w + epsilon) - L(w) over the micro-batches of a window."""
-        trainer = self._trainer
-        perturbation, backward = Perturbation(params), trainer.accelerator.backward
+    def _rise(self, step: TrainingStep, params: list[Tensor], ascent: Ascent) -> float:
+        """Return L(w + epsilon) - L(w) over the micro-batches of a step."""
+        accelerator, count = self._trainer.accelerator, len(step.window.micro_batches)
+        backward = accelerator.backward
+        rounding = step.run.rounding(self._trainer) if self._config.sam_rounding != "nearest" else None
         try:
-            perturbation.apply(ascent, trainer._sam_rounding(self._config))
-            trainer.accelerator.backward = lambda loss, **kwargs: None
-            torch.clear_autocast_cache()
-            with torch.no_grad():
-                return window.replay(lambda m: trainer._plain_step(window.model, m)).item()
+            with Perturbation(params, rounding) as perturbation:
+                perturbation.apply(ascent)
+                accelerator.backward = lambda loss, **kwargs: None
+                with torch.no_grad():
+                    return step.replay(False, count).item()
         finally:
-            trainer.accelerator.backward = backward
-            perturbation.undo()
-            torch.clear_autocast_cache()
+            accelerator.backward = backward
+            self._count_no_examples()
 
     def _tell(self, taken: int) -> None:
         """Report progress; a plain step counts as three forward passes."""

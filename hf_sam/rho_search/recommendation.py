@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has a range test of the radius measured, and which radius follows?"""
+"""Hold what a range test of the radius has measured, and recommend the radius that follows."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ ALWAYS = (
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What `find_rho` has measured, and what follows.
+    """The result of `find_rho`: what it has measured, and what follows.
 
     Attributes:
         rho: the recommended radius.
         reason: why, in one sentence with numbers.
         share: of the clean loss, by which the loss may rise.
-        variant: the direction, as in `sam_variant`.
+        variant: which way epsilon points, as in `sam_variant`.
         steps: plain optimizer steps before the measurement.
         rhos: the radii tried, ascending.
         losses: L(w), one for each batch.

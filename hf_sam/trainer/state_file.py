@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of ours must survive a resume, and how is it stored?"""
+"""Store what of SAM must survive a resume in the folder of an ordinary checkpoint."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
+import uuid
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from hf_sam.config.sam_config import SAMConfig
 
 JSON_NAME = "sam_state.json"
 TENSORS_NAME = "sam_state.safetensors"
-FORMAT = 3
+FORMAT = 4
 FIELDS = tuple(f.name for f in fields(SAMConfig))
 
 
@@ -30,9 +32,11 @@ def save_state(
     process: int = 0,
     processes: int = 1,
 ) -> None:
-    """Write the configuration and what the direction, the radius and the gate remember beside an ordinary checkpoint.
+    """Write the configuration and what the variant, the radius and the gate remember into a checkpoint's folder.
 
-    Each file is written under another name and then renamed, so a reader never sees half of one.
+    Each file is written under another name and then renamed, so a reader never sees half of one. Both hold the same
+    random id, so a reader never takes one of them with another one's partner. There are no checksums: a file whose
+    structure is right is believed.
 
     Args:
         directory: the checkpoint folder; made if absent.
@@ -40,6 +44,10 @@ def save_state(
         state: `StepPlanner.state_dict()`; tensors go to safetensors, the rest to JSON.
         process: rank of this process, where each has a state of its own and calls this.
         processes: how many of them there are; 1 where one state serves all.
+
+    Raises:
+        TypeError: if a value is one that JSON does not have.
+        ValueError: if a number outside tensors is not finite.
     """
     Path(directory).mkdir(parents=True, exist_ok=True)
     path, tensors_path = _paths(directory, process)
@@ -52,19 +60,14 @@ def save_state(
         "format": FORMAT,
         "config": {k: v for k, v in asdict(config).items() if k in FIELDS},
         "values": {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)},
-        "tensors": sorted(tensors),
+        "tensors": {name: _outline(t) for name, t in tensors.items()},
         "processes": processes,
+        "id": uuid.uuid4().hex,  # from the system: the run's random streams stay where they are
     }
-    content = json.loads(json.dumps(content))  # as a reader will see it; raises before a file is touched
+    text = _as_json(content)  # raises before a file is touched
     if tensors:
-        partial = _partial(tensors_path)
-        save_file(tensors, partial)
-        content["tensors_sha256"] = _digest_of_file(partial)
-        os.replace(partial, tensors_path)
-    content["sha256"] = _digest(content)
-    partial = _partial(path)
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+        _write(tensors_path, lambda to: save_file(tensors, to, metadata={"id": content["id"]}))
+    _write(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def load_state(
@@ -93,16 +96,13 @@ def load_state(
                 raise ValueError(f"it is the state of {content['processes']} processes, now there are {processes}")
             path, tensors_path = _paths(directory, process)
             content = _read_json(path)
-        config, state, names = dict(content["config"]), dict(content["values"]), list(content["tensors"])
-        tensors = _read_tensors(tensors_path, content["tensors_sha256"]) if names else {}
-        if sorted(tensors) != names:
-            raise ValueError(f"{tensors_path.name} holds {sorted(tensors)}, {path.name} promises {names}")
+        tensors = _read_tensors(tensors_path, content) if content["tensors"] else {}
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, SafetensorError) as error:
         raise ValueError(
             f"The SAM state in {os.fspath(directory)!r} cannot be read ({error}). Resume from another checkpoint, or "
             f"delete {path.name} and {tensors_path.name} there to go on without it."
         ) from error
-    return config, {**state, **tensors}
+    return content["config"], {**content["values"], **tensors}
 
 
 def _paths(directory: str | os.PathLike[str], process: int) -> tuple[Path, Path]:
@@ -113,20 +113,50 @@ def _paths(directory: str | os.PathLike[str], process: int) -> tuple[Path, Path]
 
 def _read_json(path: Path) -> dict[str, Any]:
     _check_file(path)
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    text = path.read_text(encoding="utf-8")
+    content: dict[str, Any] = json.loads(text, parse_float=_finite, parse_constant=_finite)
     if content["format"] != FORMAT:
         raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
-    if content.pop("sha256") != _digest(content):
-        raise ValueError(f"{path.name} was changed after it was written: its checksum is another")
+    for name, kind in (("config", dict), ("values", dict), ("tensors", dict), ("processes", int), ("id", str)):
+        if not isinstance(content[name], kind):
+            raise ValueError(f"{name!r} in {path.name} is {type(content[name]).__name__}, not {kind.__name__}")
     return content
 
 
-def _read_tensors(path: Path, digest: str) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path, content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Read the tensors that belong to the content of a JSON file."""
     _check_file(path)
-    if _digest_of_file(path) != digest:
-        raise ValueError(f"{path.name} is not the one that its JSON was written with: its checksum is another")
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        if (file.metadata() or {}).get("id") != content["id"]:
+            raise ValueError(f"{path.name} is not the one that its JSON was written with: its id is another")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    found = {name: _outline(t) for name, t in tensors.items()}
+    if found != content["tensors"]:
+        raise ValueError(f"{path.name} holds {found}, its JSON promises {content['tensors']}")
+    return tensors
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    try:
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        values = {**content["config"], **content["values"]}
+        raise ValueError(
+            f"The SAM state cannot be saved ({error}): a NaN or an infinity can be kept in a tensor only, in {values}."
+        ) from error
+
+
+def _outline(tensor: torch.Tensor) -> list[Any]:
+    """Return the type and the shape of a tensor, as JSON holds them."""
+    return [str(tensor.dtype), list(tensor.shape)]
+
+
+def _finite(text: str) -> float:
+    """Return a number that JSON spells like this; raise for NaN and infinities."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it holds {text}, which is no finite number")
+    return number
 
 
 def _check_file(path: Path) -> None:
@@ -134,20 +164,9 @@ def _check_file(path: Path) -> None:
         raise ValueError(f"{path.name} is missing, or no file")
 
 
-def _partial(path: Path) -> Path:
-    """Return where to write before renaming; what lies there is removed, a link too, so that none is followed."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    return partial
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under another name, then rename it; a link under either name is replaced, not followed."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    write(unfinished)
+    os.replace(unfinished, path)

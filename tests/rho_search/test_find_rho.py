@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the range test of the radius measure what it says, and recommend what follows from it?"""
+"""Hold the range test of the radius to its formulas. Does it recommend what follows from the measurement?"""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def reference(
     for x, y in batches[steps:]:
         loss, g = loss_and_gradient(w, x, y)
         losses.append(loss)
-        climbed = [{k: w[k] + e[k] for k in w} for e in (epsilon(w, g, rho) for rho in RHOS)]
-        rises.append([loss_and_gradient(w_, x, y)[0] - loss for w_ in climbed])
+        perturbed = [{k: w[k] + e[k] for k in w} for e in (epsilon(w, g, rho) for rho in RHOS)]
+        rises.append([loss_and_gradient(w_, x, y)[0] - loss for w_ in perturbed])
     return losses, rises
 
 
@@ -111,7 +111,7 @@ def test_losses_and_rises_are_those_of_the_formulas(variant: str, options: Any, 
     assert (result.steps, result.rhos, result.variant) == (STEPS, RHOS, variant)
 
 
-def test_only_the_chosen_parameters_climb(tmp_path: Any) -> None:
+def test_only_the_chosen_parameters_are_perturbed(tmp_path: Any) -> None:
     def first_layer(w: Arrays, g: Arrays, rho: float) -> Arrays:
         part = {k: g[k] if k.startswith("first") else 0 * g[k] for k in g}
         return sam(w, part, rho)
@@ -141,7 +141,7 @@ def test_few_data_give_fewer_batches(tmp_path: Any) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Real models: dropout, windows of several micro-batches, a gradient scaler, counters, every direction
+# Real models: dropout, windows of several micro-batches, a gradient scaler, counters, every variant
 # ----------------------------------------------------------------------------------------------------------------------
 def test_perturbed_losses_see_the_dropout_masks_of_the_clean_pass(tmp_path: Any) -> None:
     trainer = trainer_for("bert", tmp_path, sam=SAMConfig(), prepare=lambda model: model.double())
@@ -204,7 +204,7 @@ def test_with_a_gradient_scaler_the_losses_are_unscaled(tmp_path: Any) -> None:
     assert found[1].relative_rises == pytest.approx(found[0].relative_rises, rel=0.2)
 
 
-def test_whoever_counts_examples_counts_none(tmp_path: Any) -> None:
+def test_a_loss_that_counts_examples_counts_none(tmp_path: Any) -> None:
     counted: list[str] = []
 
     class Counting(SAMTrainer):
@@ -229,7 +229,7 @@ OTHERS = [name for name, cls in VARIANTS.items() if cls.passes != "two" and cls.
 
 
 @pytest.mark.parametrize("variant", TWO_PASS)
-def test_every_direction_of_two_passes_is_measured_around_its_default(variant: str, tmp_path: Any) -> None:
+def test_every_variant_of_two_passes_is_measured_around_its_default(variant: str, tmp_path: Any) -> None:
     result = find_rho(net_trainer(tmp_path, sam_variant=variant, rho="auto"), steps=2, batches=2)
     default = VARIANTS[variant].default_rho
     assert len(result.rhos) == 16
@@ -313,7 +313,7 @@ def test_a_bad_argument_is_named(options: Any, error: type[Exception], words: st
 
 
 @pytest.mark.parametrize("variant", OTHERS)
-def test_directions_without_a_clean_gradient_are_refused_with_the_way_out(variant: str, tmp_path: Any) -> None:
+def test_variants_without_a_clean_gradient_are_refused_with_the_way_out(variant: str, tmp_path: Any) -> None:
     family = "bert" if variant in ("momentum", "random") else "lora"
     trainer = trainer_for(family, tmp_path, sam=SAMConfig(sam_variant=variant))
     default = f"Its default is rho={VARIANTS[variant].default_rho:g}"
@@ -322,7 +322,7 @@ def test_directions_without_a_clean_gradient_are_refused_with_the_way_out(varian
         find_rho(trainer)
 
 
-def test_a_trainer_without_a_direction_is_refused(tmp_path: Any) -> None:
+def test_a_trainer_without_a_variant_is_refused(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="sam_variant='none' has none"):
         find_rho(net_trainer(tmp_path, sam_variant="none"))
     with pytest.raises(TypeError, match=r"must be a SAMTrainer.* got Trainer"):

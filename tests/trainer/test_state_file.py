@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -155,8 +156,18 @@ def test_a_crash_while_overwriting_does_not_mix_old_and_new(tmp_path: Path, monk
 def test_a_value_that_json_cannot_hold_leaves_the_old_state(tmp_path: Path) -> None:
     save_state(tmp_path, CONFIG, {"count": 1})
     with pytest.raises(TypeError):
-        save_state(tmp_path, CONFIG, {"count": object()})
+        save_state(tmp_path, CONFIG, {"count": object(), "m": torch.ones(1)})
+    with pytest.raises(ValueError, match=r"cannot be saved .*in a tensor only.*nan"):
+        save_state(tmp_path, CONFIG, {"count": float("nan"), "m": torch.ones(1)})
     assert load_state(tmp_path)[1] == {"count": 1}
+    assert [p.name for p in tmp_path.iterdir()] == [JSON_NAME]
+
+
+def test_writing_draws_from_no_random_stream(tmp_path: Path) -> None:
+    before = random.getstate(), torch.get_rng_state()
+    save_state(tmp_path, CONFIG, {"m": torch.ones(1)})
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -167,7 +178,7 @@ def test_a_link_in_the_place_of_a_file_to_be_written_is_not_followed(tmp_path: P
     mine.write_text("precious")
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
-    for name in (JSON_NAME, TENSORS_NAME, f".{JSON_NAME}.partial", f".{TENSORS_NAME}.partial"):
+    for name in (JSON_NAME, TENSORS_NAME, f".{JSON_NAME}.unfinished", f".{TENSORS_NAME}.unfinished"):
         (checkpoint / name).symlink_to(mine)
     save_state(checkpoint, CONFIG, state())
     assert mine.read_text() == "precious"
