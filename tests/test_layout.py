@@ -196,6 +196,24 @@ def test_imports_make_no_circle() -> None:
     assert not cycle_in(graph)
 
 
+def test_the_top_of_the_package_fits_on_one_screen() -> None:
+    entries = {module.split(".")[1] for module in MODULES if "." in module}
+    assert entries == LEVELS.keys() - {"__init__"}
+    assert len(entries) <= AT_THE_TOP
+
+
+def test_the_levels_are_those_of_the_design() -> None:
+    """The design lies beside the repository while it is worked on; a checkout of its own has none."""
+    design = ROOT.parent / "shared" / "design.md"
+    if not design.is_file():
+        pytest.skip("no design beside this checkout")
+    section = design.read_text(encoding="utf-8").partition("## 5. Layout")[2].partition("scripts/ ")[0]
+    planned = {name: int(level) for name, level in re.findall(r"^ {6}(\w+)(?:/|\.py) +(\d)\b", section, re.MULTILINE)}
+    assert len(planned) >= 15
+    assert {name: planned[name] for name in LEVELS if name in planned} == {n: LEVELS[n] for n in LEVELS if n in planned}
+    assert set(LEVELS) - set(planned) <= {"__init__", "_model_card"}
+
+
 @pytest.mark.parametrize("path", sources(PACKAGE) + sources("scripts"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_file_answers_one_question(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES

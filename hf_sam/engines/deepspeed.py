@@ -71,7 +71,7 @@ class _Deferred:
 
 def engine_of(model: nn.Module) -> Any:
     """Return `model` if it is DeepSpeed's engine, else None."""
-    # Looked up, not imported: who has not imported it cannot have made one.
+    # Looked up, not imported: without the import there can be no engine.
     deepspeed = sys.modules.get("deepspeed")
     return model if deepspeed is not None and isinstance(model, deepspeed.DeepSpeedEngine) else None
 
@@ -130,7 +130,7 @@ class DeepSpeed(Engine):
 
 @torch.no_grad()
 def _show(params: list[Tensor]) -> list[Tensor]:
-    """Put the reduced gradients in `.grad` where DeepSpeed keeps them elsewhere; return the parameters where it does.
+    """Put the reduced gradients that DeepSpeed keeps to itself in `.grad`; return the parameters concerned.
 
     Reading adds up over the processes, which all come here at the same time.
     """

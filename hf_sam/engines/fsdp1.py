@@ -15,7 +15,7 @@ SYNC_SWITCH = "_sync_gradients"
 
 def fsdp1_modules(model: nn.Module) -> list[Any]:
     """Return the FullyShardedDataParallel modules of `model`."""
-    # Looked up, not imported: who has not imported it cannot have made one.
+    # Looked up, not imported: without the import there can be no such module.
     fsdp = sys.modules.get("torch.distributed.fsdp.fully_sharded_data_parallel")
     return [m for m in model.modules() if isinstance(m, fsdp.FullyShardedDataParallel)] if fsdp else []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which engines and scopes go together, and what should the users of the others do instead?"""
+"""Engines and scopes that go together, and what users of the others can do instead."""
 
 from __future__ import annotations
 

@@ -100,16 +100,16 @@ class CosineObserver(NormObserver):
     ) -> None:
         super().__init__(params)
         self._variant, self._perturbed, self._clean = variant, perturbed, clean
-        self._beside: list[tuple[list[Tensor], ...]] = []
+        self._chunks: list[tuple[list[Tensor], ...]] = []
 
     def _products_of(
         self, number: int, owners: list[Tensor], epsilon: list[Tensor], copies: list[Tensor]
     ) -> tuple[Tensor | float, ...]:
-        if not self._beside:
+        if not self._chunks:
             h = self._perturbed()
-            beside = [h] if self._clean is None else [h, self._clean]
-            self._beside = list(chunks(self._params, *[contiguous_as(self._params, x) for x in beside]))
-        _, _, h_chunk, *clean_chunk = self._beside[number]
+            compared = [h] if self._clean is None else [h, self._clean]
+            self._chunks = list(chunks(self._params, *[contiguous_as(self._params, x) for x in compared]))
+        _, _, h_chunk, *clean_chunk = self._chunks[number]
         epsilon_squared = g_squared = dot(epsilon, epsilon, self._dtype)
         g = clean_chunk[0] if clean_chunk else epsilon
         if clean_chunk or self._variant.recover_gradient_(owners, copies, epsilon):

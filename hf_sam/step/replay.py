@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do two passes over the same data see the same function: the same dropout masks, the same buffers?"""
+"""What makes two passes over the same data the same function: random streams and buffers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RandomState:
     """The random streams a forward pass may draw from: Python, NumPy, the CPU and the devices of the model.
 
     Some models draw their masks with NumPy (SpecAugment) or Python's `random` (layer drop), so torch alone is not
-    enough. NumPy is looked up, not imported: who has not imported it cannot be drawing from it.
+    enough. NumPy is looked up, not imported: a program that has not imported it cannot draw from it.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:

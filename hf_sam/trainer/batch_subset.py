@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which examples of a window is the ascent gradient computed from, when not from all of them?
+"""The part of a step's examples that the ascent gradient is computed from, when not from all of them.
 
 A quarter of the batch is enough for a good direction (Bahri et al. 2022) and costs a quarter of a pass. Whole
 micro-batches are taken when there are several, otherwise a part of the rows of every tensor that has the batch

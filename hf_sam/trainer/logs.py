@@ -34,7 +34,7 @@ LEAST_COSINE = 0.1
 
 
 class Sampler:
-    """Which steps' perturbations are measured? About ten of those that one log is about, all where that is fewer.
+    """Says which steps measure: about ten of those that one log is about, all where that is fewer.
 
     The first step that perturbs in each tenth of the way to the next log: a gate that perturbs rarely is seen as well,
     and after the first tenth a resumed run measures the steps that the whole one does.

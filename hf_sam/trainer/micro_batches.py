@@ -73,7 +73,7 @@ COUNTERS = (
 def counted_once(trainer: Any, names: Iterable[str]) -> Iterator[None]:
     """Undo whatever happens to the named attributes inside, also when something is raised.
 
-    Inside, they are copies; afterwards they are the objects they were, for whoever else holds them.
+    Inside, they are copies; afterwards they are the objects they were, which others may hold.
 
     Args:
         trainer: whose attributes are kept.

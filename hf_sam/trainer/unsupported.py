@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which set-ups would run two passes wrongly, and what should their users do instead?"""
+"""Set-ups that would run two passes wrongly, and what their users can do instead."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def refuse_trainer(trainer: Any, config: SAMConfig) -> None:
 
     Raises:
         NotImplementedError: with the reason and the alternative.
-        ValueError: if the model is not one that the direction or the choice of parameters is for.
+        ValueError: if the model is not one that the variant or the choice of parameters is for.
     """
     refuse_arguments(trainer.args)
     if config.ascent_fraction != 1:

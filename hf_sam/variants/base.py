@@ -87,7 +87,7 @@ class Variant(ABC):
     def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
         """Overwrite `epsilon`, as it was realised, with a vector parallel to the clean gradient, where it is not one.
 
-        Called only where `recovers_gradient` is set. This one changes nothing: epsilon is parallel to g.
+        Called only where `recovers_gradient` is set.
 
         Args:
             params: the parameters concerned, which may be seen in pieces.
@@ -97,10 +97,7 @@ class Variant(ABC):
         Returns:
             Whether `epsilon` had to be changed.
         """
-        del params, w, epsilon
-        if not self.recovers_gradient:
-            raise NotImplementedError(f"{type(self).__name__} does not set recovers_gradient.")
-        return False
+        raise NotImplementedError(f"{type(self).__name__} does not set recovers_gradient.")
 
     def reuse_(self, params: list[Tensor], grads: list[Tensor]) -> None:
         """Change the gradient of a step without a perturbation in place, where `every` is above 1.

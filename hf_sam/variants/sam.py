@@ -28,3 +28,8 @@ class SAM(Variant):
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: Length) -> Ascent:
         """Return rho * g / ||g||."""
         return along(grads, rho, global_norm(grads, params))
+
+    def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
+        """Leave epsilon as it is: it is parallel to the gradient."""
+        del params, w, epsilon
+        return False
