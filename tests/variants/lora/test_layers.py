@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_sam.step_context import StepContext
 from hf_sam.variants.lora.bar import NBAR, OBAR
 from hf_sam.variants.lora.flat_lora import FlatLoRA
-from tests.variants.adapted import Headed, Net, adapted, factors, layer, peft
+from tests.variants.lora.adapted import Headed, Net, adapted, factors, layer, peft
 
 MOMENT = StepContext(step=10, steps=10, lr=0.1)
 
