@@ -54,7 +54,7 @@ def looped(test: Callable[..., None]) -> Callable[..., None]:
             set_seed(0)
             try:
                 test(**fixtures, **case)
-            except Exception:
+            except Exception:  # noqa: BLE001 - told below, with the others
                 told = traceback.format_exc(limit=-1) if len(failures) < TOLD else ""
                 failures.append(f"{case}\n{told}")
         assert cases, "there is no case"

@@ -37,7 +37,7 @@ from tests.clients.st_trainers import (
 )
 
 
-@pytest.mark.parametrize("loss", mostly_slow(LOSSES, "cached", "softmax"))
+@pytest.mark.parametrize("loss", mostly_slow(LOSSES, "softmax"))
 @ACCUMULATION
 @BOTH_SCOPES
 def test_rho_zero_is_the_plain_trainer_with_every_loss(
@@ -94,6 +94,7 @@ def test_the_weights_of_a_loss_are_trained_perturbed_and_brought_back(loss: str,
         assert torch.equal(clean[0][i], clean[1][i]), name  # the same window
 
 
+@pytest.mark.slow
 def test_it_trains_and_loads_as_a_sentence_transformer(tmp_path: Path) -> None:
     trainer = assert_trains(maker(tmp_path, loss="cosent"), max_steps=12, save_strategy="steps", save_steps=12)
     trainer.save_model(str(tmp_path / "final"))
@@ -103,6 +104,7 @@ def test_it_trains_and_loads_as_a_sentence_transformer(tmp_path: Path) -> None:
         assert (loaded.encode(texts) == trainer.model.encode(texts)).all()
 
 
+@pytest.mark.slow
 def test_it_trains_and_loads_as_a_cross_encoder(tmp_path: Path) -> None:
     make = maker(tmp_path, loss="cross-entropy", pair=True)
     trainer = assert_trains(make, max_steps=12, save_strategy="steps", save_steps=12)
@@ -111,6 +113,7 @@ def test_it_trains_and_loads_as_a_cross_encoder(tmp_path: Path) -> None:
     assert (loaded.predict(texts) == trainer.model.predict(texts)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_with_the_same_bits(pair: bool, tmp_path: Path) -> None:
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4, "gradient_accumulation_steps": 2}
@@ -122,6 +125,7 @@ def test_a_resumed_run_ends_with_the_same_bits(pair: bool, tmp_path: Path) -> No
     assert differences(expected, everything(again)) in ([], ["logs"])  # the last entry has the mean loss
 
 
+@pytest.mark.slow
 def test_the_best_model_comes_back_at_the_end(tmp_path: Path) -> None:
     from datasets import Dataset
 

@@ -57,6 +57,7 @@ def test_rho_zero_generates_what_the_plain_trainer_generates(
     assert len({entry["eval_mean_token"] for entry in evaluations}) > 1
 
 
+@pytest.mark.slow
 def test_it_trains_and_the_checkpoint_generates_the_same(tmp_path: Path) -> None:
     settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 12, "eval_strategy": "no"}
     trainer = assert_trains(maker(tmp_path), eval_on_start=False, **settings)

@@ -71,6 +71,7 @@ class Idle(SignSAM):
         return along(grads, rho, torch.tensor(torch.inf))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "expected"),
     [(Forgetful, "after resuming"), (Growing, "at rho = 0"), (Idle, "it does nothing")],

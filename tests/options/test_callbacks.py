@@ -102,6 +102,7 @@ def run(kind: str, tmp_path: Any, sam: SAMConfig | None, **settings: Any) -> tup
     return trainer, hashing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SLOW_SCOPES)
 @pytest.mark.parametrize("family", ["resnet", pytest.param("bert", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from hf_sam.parameters.choose import chosen
+from tests.looped import looped
 from tests.parameters.zoo import GPT2, KINDS, STACKED, VISION, Own, build, output, stack_of
 
 CONVOLUTION = ("conv.weight", "conv.bias", "LayerNorm.weight", "LayerNorm.bias")
@@ -76,6 +77,7 @@ CASES = [(name, k) for name in STACKED for k in range(1, KINDS[name].blocks + 1)
 LEFT_OUT = {("deberta", 3): {"deberta.encoder.conv." + n for n in CONVOLUTION}}
 
 
+@looped
 @pytest.mark.parametrize(("name", "k"), CASES, ids=lambda v: str(v).replace(" ", "-"))
 def test_the_last_blocks_and_what_runs_after_them(name: str, k: int) -> None:
     model = build(name)
@@ -85,6 +87,7 @@ def test_the_last_blocks_and_what_runs_after_them(name: str, k: int) -> None:
     assert all(p is dict(model.named_parameters())[n] for n, p in got.items())
 
 
+@looped
 @pytest.mark.parametrize("name", STACKED, ids=lambda name: name.replace(" ", "-"))
 def test_autograd_agrees(name: str) -> None:
     """What is chosen is what has a gradient and does not act through the inputs of the blocks."""

@@ -54,6 +54,7 @@ def test_rho_zero_is_the_plain_trainer_bit_for_bit(scope: str, tmp_path: Path) -
     assert differences(expected, fingerprint(sharp)) == []
 
 
+@pytest.mark.slow
 def test_the_runs_random_streams_are_where_rounding_to_nearest_leaves_them(tmp_path: Path) -> None:
     nearest, chance = (trainer(tmp_path, SAMConfig(rho=0.05, sam_rounding=r)) for r in ("nearest", "stochastic"))
     found = []
@@ -66,6 +67,7 @@ def test_the_runs_random_streams_are_where_rounding_to_nearest_leaves_them(tmp_p
     assert not [name for name in changed if name.startswith("streams")]
 
 
+@pytest.mark.slow
 @both_scopes
 def test_a_resumed_run_ends_in_the_same_bits(scope: str, tmp_path: Path) -> None:
     sam = SAMConfig(rho=0.05, sam_scope=scope, sam_rounding="stochastic")
@@ -81,6 +83,7 @@ def test_a_resumed_run_ends_in_the_same_bits(scope: str, tmp_path: Path) -> None
     assert again.seeds == whole.seeds[-len(again.seeds) :]
 
 
+@pytest.mark.slow
 @both_scopes
 def test_every_descent_of_a_run_has_noise_of_its_own(scope: str, tmp_path: Path) -> None:
     sharp = trainer(tmp_path, SAMConfig(rho=0.05, sam_scope=scope, sam_rounding="stochastic"))
@@ -100,6 +103,7 @@ class Crowded(Telling):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_start_with_smaller_batches_rounds_as_a_run_that_began_with_them(tmp_path: Path) -> None:
     sam = SAMConfig(rho=0.05, sam_scope="micro_batch", sam_rounding="stochastic")
     settings = {"prepare": in_bfloat16, "gradient_accumulation_steps": 3}

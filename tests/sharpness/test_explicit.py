@@ -39,6 +39,7 @@ def analyzer(family: str, attention: str = "sdpa", batch_size: int = 4) -> Sharp
     return SharpnessAnalyzer(model.train(), examples, dtype="float64", batch_size=batch_size)
 
 
+@pytest.mark.slow
 @families
 @attentions
 def test_the_largest_eigenvalues(family: str, attention: str) -> None:
@@ -55,12 +56,14 @@ def test_the_largest_one_in_ten_products_by_default(family: str) -> None:
     assert found.products <= 16
 
 
+@pytest.mark.slow
 @families
 def test_the_smallest_one(family: str) -> None:
     found = analyzer(family).min_eigenvalue(tol=1e-6)
     assert found.values[0] == pytest.approx(truth(family)[0], abs=CLOSE * truth(family)[-1])
 
 
+@pytest.mark.slow
 @families
 def test_the_largest_in_magnitude(family: str) -> None:
     found = analyzer(family).top_eigenvalues(2, "LM", tol=1e-6)
@@ -68,6 +71,7 @@ def test_the_largest_in_magnitude(family: str) -> None:
     np.testing.assert_allclose(found.values, expected, atol=CLOSE * abs(expected[0]), rtol=0)
 
 
+@pytest.mark.slow
 @families
 def test_the_trace_within_two_standard_errors(family: str) -> None:
     found = analyzer(family).trace(120)
@@ -76,6 +80,7 @@ def test_the_trace_within_two_standard_errors(family: str) -> None:
     assert found.draws == 40
 
 
+@pytest.mark.slow
 @families
 def test_the_density(family: str) -> None:
     found = analyzer(family).density(steps=50, runs=2)

@@ -232,6 +232,7 @@ def weights_come_back_from(context: int) -> tuple[bool, list[str]]:
     return same_bits(bits(model.parameters()), before), seen
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that lands in a generator's end
 def test_restores_exact_bits_wherever_an_interrupt_lands() -> None:
     back, seen = weights_come_back_from(0)
