@@ -15,6 +15,7 @@ from hf_sam.variants import Length
 from hf_sam.variants.base import Ascent, along
 from hf_sam.vectors.vectors import global_norm
 from tests.conformance.checks import SETTINGS, config_of, problems
+from tests.covering import covering
 
 
 class SignSAM(Variant):
@@ -36,12 +37,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> str:
     return "sign"
 
 
-QUICK = ("as it is", "cheap", "mixed")
+EACH_COMMIT = ("as it is", "cheap", "mixed")
 
 
-@pytest.mark.parametrize(
-    "setting", [pytest.param(s, marks=() if s in QUICK else pytest.mark.slow) for s in SETTINGS], ids=str
-)
+@pytest.mark.parametrize("setting", covering(((s,) for s in SETTINGS), slow=[(s,) for s in EACH_COMMIT]), ids=str)
 def test_a_made_up_direction_goes_with_every_setting(setting: str, registered: str, tmp_path: Path) -> None:
     assert config_of(registered, setting) is not None
     assert not list(problems(registered, setting, tmp_path))
