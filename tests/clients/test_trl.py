@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.clients.runs import (
-    ACCUMULATION,
     BOTH_SCOPES,
     assert_logs_are_of_the_clean_pass,
     assert_plain_at_rho_zero,
     assert_trains,
     mostly_slow,
 )
+from tests.covering import covering
 
 pytest.importorskip("trl")
 
@@ -26,9 +27,14 @@ from tests.clients.trl_trainers import EXPERIMENTAL, chats, completions, maker
 KINDS = ["sft", "dpo", "reward", "kto"]
 
 
-@pytest.mark.parametrize("kind", mostly_slow(KINDS, "sft"))
-@ACCUMULATION
-@BOTH_SCOPES
+@pytest.mark.parametrize(
+    ("kind", "accumulation", "scope"),
+    covering(
+        product(KINDS, (1, 2), ("batch", "micro_batch")),
+        fast=[("sft", 2, "batch")],
+        slow=[*((kind, 2, "batch") for kind in KINDS), ("sft", 2, "micro_batch"), ("dpo", 1, "micro_batch")],
+    ),
+)
 def test_rho_zero_is_trls_own_trainer(kind: str, accumulation: int, scope: str, tmp_path: Path) -> None:
     plain = assert_plain_at_rho_zero(maker(kind, tmp_path), scope, accumulation)
     assert any(entry.get("num_tokens", 0) > 0 for entry in plain.state.log_history) or kind == "kto"
