@@ -10,6 +10,7 @@ STAMP_LOWEST  := $(VENV_LOWEST)/.installed
 FAST          := not slow and not data and not distributed and not gpu and not everything
 SLOW          := (slow or data or gpu) and not distributed and not everything
 DISTRIBUTED   := distributed and not everything
+EVERYTHING    := everything
 # One worker a core; each takes neighbouring tests from the others when it has none left. WORKERS=0: in one process.
 WORKERS       ?= logical
 PARALLEL      := -n $(WORKERS) --dist worksteal
@@ -53,7 +54,7 @@ test-distributed: $(STAMP)  ## those that start several processes, one after the
 test-all: test test-slow test-distributed  ## all of the above
 
 test-everything: $(STAMP)  ## the full products too, of which the others run a covering part (an hour)
-	@$(VENV)/bin/python -m pytest $(PARALLEL) --durations=15 -m "everything and not distributed" $(PYTEST_ARGS)
+	@$(VENV)/bin/python -m pytest $(PARALLEL) --durations=15 -m "$(EVERYTHING)" $(PYTEST_ARGS)
 
 test-floor: $(STAMP_LOWEST)  ## test-all with the lowest supported versions (large download)
 	@$(VENV_LOWEST)/bin/python -m pytest $(PARALLEL) -m "not distributed and not everything" $(PYTEST_ARGS)
