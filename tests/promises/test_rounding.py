@@ -16,7 +16,7 @@ from hf_sam.step.measurement import Measurement
 from hf_sam.vectors.stochastic_rounding import StochasticRounding
 from tests.promises.runs import differences, fingerprint, trainer_for
 
-both_scopes = pytest.mark.parametrize("scope", ["batch", "micro_batch"])
+both_scopes = pytest.mark.parametrize("scope", ["batch", pytest.param("micro_batch", marks=pytest.mark.slow)])
 
 
 class Telling(SAMTrainer):

@@ -39,6 +39,7 @@ def test_a_gradient_seen_before_is_taken_off() -> None:
     assert global_dot(epsilon, problem.h) == pytest.approx((RHO * global_norm(problem.h)).item(), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_what_is_only_rounding_is_no_direction(dtype: torch.dtype) -> None:
     """Where every gradient is the same, the direction is that gradient until nothing but rounding is left."""
