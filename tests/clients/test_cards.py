@@ -25,6 +25,7 @@ def check(path: Path, rho: float, *said: str, tags: set[str] | None = None) -> N
         assert line in text, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", mostly_slow(["sft", "dpo", "reward", "kto"], "sft"))
 def test_trls_card_which_it_writes_at_checkpoints(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("trl")

@@ -50,7 +50,7 @@ def rows() -> list[Any]:
     ("name", "setting"),
     covering(
         PAIRS,
-        fast=[(name, "as it is") for name in ("asam", "momentum", "flat_lora")],
+        fast=[(name, "as it is") for name in ("momentum", "flat_lora")],
         slow=[*((name, "as it is") for name in NAMES), *(("sam", setting) for setting in TOGETHER)],
     ),
     ids=words,

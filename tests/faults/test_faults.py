@@ -56,6 +56,7 @@ def inject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Cal
     return run
 
 
+@pytest.mark.slow
 def test_a_few_faults_leave_unperturbed_weights_and_training_goes_on_exactly(inject: Inject) -> None:
     assert inject(FAST, 3)
 

@@ -76,8 +76,14 @@ def test_no_callback_ever_sees_perturbed_weights(family: str, variant: str, scop
     assert {"on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"} <= set(witness.events)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", ["sam", "asam"])
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    covering(
+        product(["sam", "asam"], DTYPES),
+        fast=[("sam", torch.float32), ("asam", torch.bfloat16)],
+        slow=[("sam", torch.float16), ("sam", torch.bfloat16)],
+    ),
+)
 def test_with_learning_rate_zero_training_moves_nothing(variant: str, dtype: torch.dtype, tmp_path: Any) -> None:
     trainer = trainer_for(
         "llama",
@@ -202,6 +208,7 @@ class Crowded(SAMTrainer):
         return super().training_step(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_auto_find_batch_size_starts_again_from_unperturbed_weights(tmp_path: Any) -> None:
     trainer = trainer_for(
         "bert",

@@ -25,6 +25,7 @@ def other(model: torch.nn.Module) -> torch.nn.Module:
     return changed
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_folds_and_differences_those_of_a_paired_t_test() -> None:
     model, examples = build("bert")
     found = compare(

@@ -53,6 +53,7 @@ def test_the_largest_eigenvalues(family: str, attention: str) -> None:
     assert max(found.residuals) <= 1e-6 * expected[0] * 2
 
 
+@pytest.mark.slow
 @families
 def test_the_largest_one_in_ten_products_by_default(family: str) -> None:
     found = analyzer(family).top_eigenvalues()
@@ -110,6 +111,7 @@ def test_the_density_of_six_thousand_parameters() -> None:
     assert distance <= 1e-3 * values[-1]
 
 
+@pytest.mark.slow
 @families
 def test_the_products_are_the_matrix_times_the_vectors(family: str) -> None:
     problem = analyzer(family).problem

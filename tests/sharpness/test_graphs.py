@@ -36,6 +36,7 @@ class Forwards:
         self.count += 1
 
 
+@pytest.mark.slow
 def test_results_are_those_without_and_forward_passes_are_saved() -> None:
     found, counts = [], []
     for graphs in (0, 2, 9):

@@ -29,6 +29,7 @@ def test_the_first_step_is_one_of_sam() -> None:
     assert relative_error(problem.ascend().epsilon, Problem("sam", {}).ascend().epsilon) < 1e-14
 
 
+@pytest.mark.slow
 def test_a_gradient_seen_before_is_taken_off() -> None:
     """After many steps along g the mean is g; of g + h the direction is then h."""
     problem = Problem("friendly", {})
