@@ -6,7 +6,14 @@ VENV          := .venv
 VENV_LOWEST   := .venv-lowest
 STAMP         := $(VENV)/.installed
 STAMP_LOWEST  := $(VENV_LOWEST)/.installed
-FAST          := not slow and not data and not distributed and not gpu
+# The tests come in three parts, and the full products that only one run in many needs.
+FAST          := not slow and not data and not distributed and not gpu and not everything
+SLOW          := (slow or data or gpu) and not distributed and not everything
+DISTRIBUTED   := distributed and not everything
+EVERYTHING    := everything
+# One worker a core; each takes neighbouring tests from the others when it has none left. WORKERS=0: in one process.
+WORKERS       ?= logical
+PARALLEL      := -n $(WORKERS) --dist worksteal
 # More arguments for pytest: make test PYTEST_ARGS="-k restore -x"
 PYTEST_ARGS   ?=
 # make gpu: speed, noise or glue; its data
@@ -19,30 +26,39 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all test-floor lint format bench results gpu clean
+.PHONY: help setup run test test-slow test-distributed test-all test-everything test-floor lint format bench results gpu clean
 
 # Nothing here needs the network once the packages are installed.
-test test-all test-floor run bench results: export HF_HUB_OFFLINE = 1
-test test-all test-floor run bench results: export TOKENIZERS_PARALLELISM = false
+test test-% run bench results: export HF_HUB_OFFLINE = 1
+test test-% run bench results: export TOKENIZERS_PARALLELISM = false
 # accelerate imports DeepSpeed wherever it is installed, which says on stdout that it found no GPU unless told so.
-test test-all run bench results: export DS_ACCELERATOR = cpu
+test test-% run bench results: export DS_ACCELERATOR = cpu
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## install everything into .venv (nothing to do when it is up to date)
 
 run: $(STAMP)  ## the main job: AdamW against SAM on noisy digits, side by side
 	@$(VENV)/bin/python scripts/side_by_side.py
 
-test: $(STAMP)  ## the fast tests
-	@$(VENV)/bin/python -m pytest -m "$(FAST)" $(PYTEST_ARGS)
+test: $(STAMP)  ## the fast tests, in two minutes
+	@$(VENV)/bin/python -m pytest $(PARALLEL) -m "$(FAST)" $(PYTEST_ARGS)
 
-test-all: $(STAMP)  ## every test: also the slow ones, real data, several processes
-	@$(VENV)/bin/python -m pytest --durations=15 $(PYTEST_ARGS)
+test-slow: $(STAMP)  ## the slow ones and real data
+	@$(VENV)/bin/python -m pytest $(PARALLEL) --durations=15 -m "$(SLOW)" $(PYTEST_ARGS)
 
-test-floor: $(STAMP_LOWEST)  ## every test with the lowest supported versions (large download)
-	@$(VENV_LOWEST)/bin/python -m pytest $(PYTEST_ARGS)
+test-distributed: $(STAMP)  ## those that start several processes, one after the other
+	@$(VENV)/bin/python -m pytest --durations=15 -m "$(DISTRIBUTED)" $(PYTEST_ARGS)
+
+test-all: test test-slow test-distributed  ## all of the above
+
+test-everything: $(STAMP)  ## the full products too, of which the others run a covering part (an hour)
+	@$(VENV)/bin/python -m pytest $(PARALLEL) --durations=15 -m "$(EVERYTHING)" $(PYTEST_ARGS)
+
+test-floor: $(STAMP_LOWEST)  ## test-all with the lowest supported versions (large download)
+	@$(VENV_LOWEST)/bin/python -m pytest $(PARALLEL) -m "not distributed and not everything" $(PYTEST_ARGS)
+	@$(VENV_LOWEST)/bin/python -m pytest -m "$(DISTRIBUTED)" $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## style, format and types
 	@$(VENV)/bin/ruff check .

@@ -16,6 +16,7 @@ import torch
 
 from hf_sam import VARIANTS, SAMConfig
 from hf_sam._checks import check_count, check_number, checked_choice, is_count, known_options, parsed_kwargs
+from tests.looped import looped
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -28,6 +29,7 @@ def test_any_real_number_within_the_bounds_becomes_a_float(value: Any) -> None:
     assert found == value
 
 
+@looped
 @pytest.mark.parametrize(
     "value", [True, False, None, "1", 1j, [1], Decimal(1), torch.tensor(1.0), np.bool_(True), np.ones(1)], ids=repr
 )
@@ -227,6 +229,7 @@ def follow(settings: dict[str, Any], message: str) -> None:
     assert refusal(rest) != message
 
 
+@looped
 @pytest.mark.parametrize("variant", [name for name, v in VARIANTS.items() if v.__module__.startswith("hf_sam.")])
 def test_a_direction_refuses_these_settings_and_no_others(variant: str) -> None:
     refused = {name for name, value in SETTINGS.items() if refusal({"sam_variant": variant, name: value})}
@@ -240,6 +243,7 @@ def test_what_follows_the_clean_gradient_or_the_rise_needs_two_passes(schedule: 
         assert (message is None) == (VARIANTS[variant].passes == "two"), variant
 
 
+@looped
 @pytest.mark.parametrize("name", SETTINGS)
 def test_these_settings_do_not_go_together_and_all_others_do(name: str) -> None:
     for other in SETTINGS:

@@ -13,6 +13,7 @@ import torch
 
 from hf_sam.gate import GATES, WARMUP, Gate, GradientNormTest, make_test
 from hf_sam.step_context import StepContext
+from tests.looped import looped
 
 
 def open_steps(gate: Gate, steps: int = 20, warmup: int = 5) -> list[int]:
@@ -22,6 +23,7 @@ def open_steps(gate: Gate, steps: int = 20, warmup: int = 5) -> list[int]:
 # ----------------------------------------------------------------------------------------------------------------------
 # Between start and stop, every k
 # ----------------------------------------------------------------------------------------------------------------------
+@looped
 @pytest.mark.parametrize("start", ["0", "0.1", "1/3", "0.5", "0.95", "1", WARMUP])
 @pytest.mark.parametrize("stop", ["0", "0.25", "2/3", "0.9", "1"])
 @pytest.mark.parametrize("every", [1, 3, 20, 50])
@@ -101,6 +103,7 @@ def decide(test: GradientNormTest, norms: np.ndarray, start: int = 0, dtype: tor
     return [test.passes(torch.tensor(x, dtype=dtype), context) for x, context in zip(norms, at, strict=True)]
 
 
+@looped
 @pytest.mark.parametrize("delta", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize(("lambda_1", "lambda_2"), [(-1.0, 1.0), (0.0, 0.0), (-2.0, 0.5)])
 def test_a_step_perturbs_where_the_formula_says(delta: float, lambda_1: float, lambda_2: float) -> None:
@@ -136,6 +139,7 @@ def test_the_units_make_no_difference(scale: float) -> None:
     assert decide(GradientNormTest(), scale * squared_norms()) == reference(squared_norms())
 
 
+@looped
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("at", [0, 1, 30])
@@ -167,6 +171,7 @@ def test_a_resumed_test_decides_the_same(at: int) -> None:
     assert second.state_dict() == first.state_dict()
 
 
+@looped
 @pytest.mark.parametrize("name", ["mean", "variance", "steps"])
 @pytest.mark.parametrize("wrong", ["gone", None, "1", True, torch.tensor(1.0)], ids=str)
 def test_another_ones_state_is_refused(name: str, wrong: Any) -> None:

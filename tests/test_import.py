@@ -10,6 +10,8 @@ import sys
 import pytest
 
 # What transformers' Trainer imports anyway is not ours to answer for, so it comes first.
+pytestmark = pytest.mark.slow  # imports transformers once more
+
 PROBE = """
 import json, logging, os, sys, warnings
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments

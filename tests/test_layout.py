@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.looped import looped
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "hf_sam"
 
@@ -186,6 +188,7 @@ def tracked_files() -> list[Path]:
 # ----------------------------------------------------------------------------------------------------------------------
 # The project passes them
 # ----------------------------------------------------------------------------------------------------------------------
+@looped
 @everywhere
 def test_imports_point_down_only(module: str) -> None:
     assert not list(bad_imports(module, MODULES[module], set(MODULES)))
@@ -214,21 +217,25 @@ def test_the_levels_are_those_of_the_design() -> None:
     assert set(LEVELS) - set(planned) <= {"__init__", "_model_card"}
 
 
+@looped
 @pytest.mark.parametrize("path", sources(PACKAGE) + sources("scripts"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_file_answers_one_question(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES
 
 
+@looped
 @everywhere
 def test_a_function_fits_one_screen(module: str) -> None:
     assert not list(long_functions(MODULES[module]))
 
 
+@looped
 @everywhere
 def test_nothing_forbidden_is_used(module: str) -> None:
     assert not list(forbidden(MODULES[module]))
 
 
+@looped
 @everywhere
 def test_everything_public_has_a_docstring(module: str) -> None:
     assert not list(undocumented(MODULES[module]))

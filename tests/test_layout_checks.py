@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.looped import looped
 from tests.test_layout import (
     FUNCTION_LINES,
     bad_imports,
@@ -27,6 +28,7 @@ KNOWN = {
 }
 
 
+@looped
 @pytest.mark.parametrize(
     ("module", "source"),
     [
@@ -76,6 +78,7 @@ def test_a_long_function_is_found_and_its_docstring_is_free() -> None:
     assert list(long_functions("class A:\n  async def f(self):\n" + "    x = 1\n" * (FUNCTION_LINES + 1)))
 
 
+@looped
 @pytest.mark.parametrize(
     "source",
     [

@@ -12,6 +12,7 @@ import pytest
 
 from hf_sam import SAMConfig, SAMTrainingArguments
 from hf_sam.trainer.state_file import JSON_NAME, load_state, save_state
+from tests.looped import looped
 from tests.promises.runs import differences, fingerprint, trainer_for
 from tests.test_layout import ROOT, sources
 
@@ -59,11 +60,13 @@ def last_name(node: ast.expr) -> str:
     return ast.unparse(node).rpartition(".")[2]
 
 
+@looped
 @pytest.mark.parametrize("path", sources("hf_sam") + sources("scripts"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_of_ours_runs_what_a_file_says(path: Path) -> None:
     assert not list(dangers(path.read_text(encoding="utf-8")))
 
 
+@looped
 @pytest.mark.parametrize(
     "line",
     [
@@ -90,6 +93,7 @@ def test_the_check_of_the_source_lets_pass(line: str) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # A checkpoint
 # ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_direction_in_a_checkpoint_is_a_name_to_compare_and_never_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,8 @@ LOSSES: dict[str, tuple[Loss, Callable[[], dict[str, list[Any]]]]] = {
     "softmax": (lambda m: losses.SoftmaxLoss(m, 32, 2), classified),
     "contrastive tension": (losses.ContrastiveTensionLossInBatchNegatives, sentences),
 }
+# One of each kind: simple, of several parts, around another loss, with gradients from a hook, with its own parameters.
+KINDS = ("ranking", "two parts", "matryoshka", "cached", "softmax")
 OWN_PARAMETERS = ("softmax", "contrastive tension")
 
 PAIR_LOSSES: dict[str, tuple[Loss, Callable[[], dict[str, list[Any]]]]] = {

@@ -25,6 +25,7 @@ def check(path: Path, rho: float, *said: str, tags: set[str] | None = None) -> N
         assert line in text, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", mostly_slow(["sft", "dpo", "reward", "kto"], "sft"))
 def test_trls_card_which_it_writes_at_checkpoints(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("trl")
@@ -38,6 +39,7 @@ def test_trls_card_which_it_writes_at_checkpoints(kind: str, tmp_path: Path) -> 
     check(tmp_path / "README.md", 0.1, said, tags={*tags, "words"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_sentence_transformers_cards_at_checkpoints_and_at_the_end(pair: bool, tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 
 from hf_sam import SAMConfig
 from tests.clients.runs import (
-    ACCUMULATION,
     BOTH_SCOPES,
     assert_logs_are_of_the_clean_pass,
     assert_plain_at_rho_zero,
@@ -20,6 +20,7 @@ from tests.clients.runs import (
     loss_parameters,
     mostly_slow,
 )
+from tests.covering import covering
 from tests.promises.runs import differences
 
 pytest.importorskip("sentence_transformers")
@@ -28,6 +29,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.cross_encoder import CrossEncoder
 
 from tests.clients.st_trainers import (
+    KINDS,
     LOSSES,
     OWN_PARAMETERS,
     PAIR_LOSSES,
@@ -37,9 +39,14 @@ from tests.clients.st_trainers import (
 )
 
 
-@pytest.mark.parametrize("loss", mostly_slow(LOSSES, "cached", "softmax"))
-@ACCUMULATION
-@BOTH_SCOPES
+@pytest.mark.parametrize(
+    ("loss", "accumulation", "scope"),
+    covering(
+        product(LOSSES, (1, 2), ("batch", "micro_batch")),
+        fast=[("softmax", 2, "batch")],
+        slow=[*((kind, 2, "batch") for kind in KINDS), ("cached", 2, "micro_batch"), ("softmax", 1, "micro_batch")],
+    ),
+)
 def test_rho_zero_is_the_plain_trainer_with_every_loss(
     loss: str, accumulation: int, scope: str, tmp_path: Path
 ) -> None:
@@ -47,9 +54,13 @@ def test_rho_zero_is_the_plain_trainer_with_every_loss(
     assert bool(loss_parameters(plain)) == (loss in OWN_PARAMETERS)
 
 
-@pytest.mark.parametrize("loss", mostly_slow(PAIR_LOSSES, "cross-entropy"))
-@ACCUMULATION
-@BOTH_SCOPES
+@pytest.mark.parametrize(
+    ("loss", "accumulation", "scope"),
+    covering(
+        product(PAIR_LOSSES, (1, 2), ("batch", "micro_batch")),
+        slow=[("cross-entropy", 2, "batch"), ("cached", 2, "micro_batch")],
+    ),
+)
 def test_rho_zero_is_the_plain_cross_encoder_trainer(loss: str, accumulation: int, scope: str, tmp_path: Path) -> None:
     assert_plain_at_rho_zero(maker(tmp_path, loss=loss, pair=True), scope, accumulation)
 
@@ -94,6 +105,7 @@ def test_the_weights_of_a_loss_are_trained_perturbed_and_brought_back(loss: str,
         assert torch.equal(clean[0][i], clean[1][i]), name  # the same window
 
 
+@pytest.mark.slow
 def test_it_trains_and_loads_as_a_sentence_transformer(tmp_path: Path) -> None:
     trainer = assert_trains(maker(tmp_path, loss="cosent"), max_steps=12, save_strategy="steps", save_steps=12)
     trainer.save_model(str(tmp_path / "final"))
@@ -103,6 +115,7 @@ def test_it_trains_and_loads_as_a_sentence_transformer(tmp_path: Path) -> None:
         assert (loaded.encode(texts) == trainer.model.encode(texts)).all()
 
 
+@pytest.mark.slow
 def test_it_trains_and_loads_as_a_cross_encoder(tmp_path: Path) -> None:
     make = maker(tmp_path, loss="cross-entropy", pair=True)
     trainer = assert_trains(make, max_steps=12, save_strategy="steps", save_steps=12)
@@ -111,6 +124,7 @@ def test_it_trains_and_loads_as_a_cross_encoder(tmp_path: Path) -> None:
     assert (loaded.predict(texts) == trainer.model.predict(texts)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_resumed_run_ends_with_the_same_bits(pair: bool, tmp_path: Path) -> None:
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4, "gradient_accumulation_steps": 2}
@@ -122,6 +136,7 @@ def test_a_resumed_run_ends_with_the_same_bits(pair: bool, tmp_path: Path) -> No
     assert differences(expected, everything(again)) in ([], ["logs"])  # the last entry has the mean loss
 
 
+@pytest.mark.slow
 def test_the_best_model_comes_back_at_the_end(tmp_path: Path) -> None:
     from datasets import Dataset
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM, Trainer
 
 from hf_sam import SAMConfig
-from tests.clients.runs import ACCUMULATION, BOTH_SCOPES, Make, assert_plain_at_rho_zero, assert_trains
+from tests.clients.runs import Make, assert_plain_at_rho_zero, assert_trains
+from tests.covering import covering
 from tests.models import build
 from tests.promises.runs import trainer_for
 
@@ -45,9 +47,13 @@ def sample(model: nn.Module) -> None:
     model.generation_config.do_sample = True
 
 
-@pytest.mark.parametrize("how", [pytest.param(None, marks=pytest.mark.slow), sample], ids=["greedy", "sampled"])
-@ACCUMULATION
-@BOTH_SCOPES
+@pytest.mark.parametrize(
+    ("how", "accumulation", "scope"),
+    covering(
+        product([None, sample], (1, 2), ("batch", "micro_batch")),
+        slow=[(None, 2, "batch"), (sample, 2, "batch"), (sample, 1, "micro_batch")],
+    ),
+)
 def test_rho_zero_generates_what_the_plain_trainer_generates(
     how: Any, accumulation: int, scope: str, tmp_path: Path
 ) -> None:
@@ -57,6 +63,7 @@ def test_rho_zero_generates_what_the_plain_trainer_generates(
     assert len({entry["eval_mean_token"] for entry in evaluations}) > 1
 
 
+@pytest.mark.slow
 def test_it_trains_and_the_checkpoint_generates_the_same(tmp_path: Path) -> None:
     settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 12, "eval_strategy": "no"}
     trainer = assert_trains(maker(tmp_path), eval_on_start=False, **settings)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tests.clients.runs import (
-    ACCUMULATION,
     BOTH_SCOPES,
     assert_logs_are_of_the_clean_pass,
     assert_plain_at_rho_zero,
     assert_trains,
     mostly_slow,
 )
+from tests.covering import covering
 
 pytest.importorskip("trl")
 
@@ -26,20 +27,26 @@ from tests.clients.trl_trainers import EXPERIMENTAL, chats, completions, maker
 KINDS = ["sft", "dpo", "reward", "kto"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@ACCUMULATION
-@BOTH_SCOPES
+@pytest.mark.parametrize(
+    ("kind", "accumulation", "scope"),
+    covering(
+        product(KINDS, (1, 2), ("batch", "micro_batch")),
+        fast=[("sft", 2, "batch")],
+        slow=[*((kind, 2, "batch") for kind in KINDS), ("sft", 2, "micro_batch"), ("dpo", 1, "micro_batch")],
+    ),
+)
 def test_rho_zero_is_trls_own_trainer(kind: str, accumulation: int, scope: str, tmp_path: Path) -> None:
     plain = assert_plain_at_rho_zero(maker(kind, tmp_path), scope, accumulation)
     assert any(entry.get("num_tokens", 0) > 0 for entry in plain.state.log_history) or kind == "kto"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, "sft"))
 @BOTH_SCOPES
 def test_what_is_counted_and_logged_is_the_clean_pass(kind: str, scope: str, tmp_path: Path) -> None:
     assert_logs_are_of_the_clean_pass(maker(kind, tmp_path), scope)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", mostly_slow(KINDS, "sft", "reward"))
 def test_it_trains_and_its_checkpoint_loads_as_trls_users_load_it(kind: str, tmp_path: Path) -> None:
     trainer = assert_trains(maker(kind, tmp_path), max_steps=12, save_strategy="steps", save_steps=12)
@@ -70,6 +77,7 @@ SFT_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`label_smoothing_factor` is deprecated")  # blamed on who calls the constructor: us
 @pytest.mark.parametrize("option", mostly_slow(SFT_OPTIONS, "packing", "loss on assistant tokens"))
 def test_rho_zero_is_sft_with_each_of_its_options(option: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import pkgutil
 from pathlib import Path
@@ -26,11 +27,13 @@ ABSTRACT = {"_BaseTrainer"}
 FOLDER = Path(trl.__file__).parent
 
 
+@functools.cache
 def trainer_classes() -> dict[str, str]:
     """Return where each class is defined whose name ends in Trainer, read from TRL's source."""
     found = {}
     for path in sorted(FOLDER.rglob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        source = path.read_text(encoding="utf-8")
+        for node in ast.parse(source).body if "Trainer(" in source else ():
             if isinstance(node, ast.ClassDef) and node.name.endswith("Trainer") and node.bases:
                 found[node.name] = ".".join(["trl", *path.relative_to(FOLDER).with_suffix("").parts])
     return found

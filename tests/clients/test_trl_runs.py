@@ -27,12 +27,14 @@ def lora() -> Any:
     return peft.LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", mostly_slow(["sft", "dpo"], "sft"))
 @BOTH_SCOPES
 def test_rho_zero_is_the_plain_trainer_with_peft_config(kind: str, scope: str, tmp_path: Path) -> None:
     assert_plain_at_rho_zero(maker(kind, tmp_path, extra={"peft_config": lora()}), scope, 2)
 
 
+@pytest.mark.slow
 def test_adapters_trained_by_sft_load_onto_the_base_model(tmp_path: Path) -> None:
     from peft import PeftModel
 
@@ -48,6 +50,7 @@ def test_adapters_trained_by_sft_load_onto_the_base_model(tmp_path: Path) -> Non
         assert torch.equal(loaded(tokens).logits, trainer.model(tokens).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", mostly_slow(["sft", "dpo"], "sft"))
 def test_a_resumed_run_ends_with_the_same_bits(kind: str, tmp_path: Path) -> None:
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 4, "gradient_accumulation_steps": 2}

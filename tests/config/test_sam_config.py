@@ -15,6 +15,7 @@ from transformers import HfArgumentParser
 
 from hf_sam import VARIANTS, SAMConfig, SAMTrainingArguments
 from hf_sam.config.presets import PRESETS
+from tests.looped import looped
 
 BAD = [
     ({"rho": -0.1}, ValueError, "`SAMConfig(rho=...)` must be a finite number >= 0, got -0.1."),
@@ -115,6 +116,7 @@ BAD = [
 ]
 
 
+@looped
 @pytest.mark.parametrize(("kwargs", "error", "message"), BAD, ids=[f"{b[0]}" for b in BAD])
 def test_a_bad_value_is_named_with_its_rule(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
@@ -160,6 +162,7 @@ def test_rho_left_out_is_the_directions_default(variant: str, rho: float) -> Non
     assert SAMConfig(sam_variant=variant).rho == rho
 
 
+@looped
 @pytest.mark.parametrize("variant", [*VARIANTS, "none"])
 def test_every_variant_is_a_choice(variant: str) -> None:
     assert SAMConfig(sam_variant=variant).sam_variant == variant
@@ -174,11 +177,13 @@ def test_json_null_is_no_options() -> None:
     assert SAMConfig(sam_variant_kwargs="null").sam_variant_kwargs is None
 
 
+@looped
 @pytest.mark.parametrize("field", fields(SAMConfig), ids=lambda f: f.name)
 def test_every_field_has_help_for_the_command_line(field: Any) -> None:
     assert len(field.metadata["help"]) > 40
 
 
+@looped
 @pytest.mark.parametrize("field", fields(SAMConfig), ids=lambda f: f.name)
 def test_every_field_is_documented(field: Any) -> None:
     assert f"{field.name}:" in SAMConfig.__doc__

@@ -44,13 +44,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "controlled part": {"ascent_fraction": 0.5, "rho_schedule": "target_ascent", "sam_scope": "micro_batch"},
     "mixed": {"sam_sharpness_weight": 2.0, "sam_renormalise": True, "rho_schedule": "loss_budget"},
 }
+# The same settings by the question that each answers, for combinations of several: the first answer is the default.
+QUESTIONS: dict[str, tuple[str, ...]] = {
+    "radius": ("as it is", "warmup", "linear", "cosine", "lr", "loss_budget", "target_ascent", "auto"),
+    "gate": ("as it is", "late", "early", "after warm-up", "every 2", "gradient_norm"),
+    "parameters": ("as it is", "norm", "no_norm", "last:1", "regular expression"),
+    "scope": ("as it is", "micro_batch", "device"),
+    "examples": ("as it is", "half the examples", "an eighth"),
+    "mixing": ("as it is", "weighted", "renormalised"),
+    "rounding": ("as it is", "stochastic"),
+}
 STEPS, WARMUP = 6, 2
+Chosen = tuple[str, ...]  # names of settings that are taken together
 
 
-def config_of(variant: str, setting: str) -> SAMConfig | None:
+def settings_of(setting: str | Chosen) -> dict[str, Any]:
+    names = (setting,) if isinstance(setting, str) else setting
+    return {key: value for name in names for key, value in SETTINGS[name].items()}
+
+
+def config_of(variant: str, setting: str | Chosen) -> SAMConfig | None:
     """Return the configuration; None if the library refuses the two together, which its message must say."""
     try:
-        return SAMConfig(sam_variant=variant, **SETTINGS[setting])
+        return SAMConfig(sam_variant=variant, **settings_of(setting))
     except ValueError as error:
         message = str(error)
         assert "does not go with" in message, message
@@ -107,7 +123,16 @@ def result(trainer: Any) -> dict[str, Any]:
     return {**found, "logs": logs}
 
 
-def problems(variant: str, setting: str, folder: Path, family: str = "bert") -> Iterator[str]:
+PLAIN: dict[str, dict[str, Any]] = {}  # by family: what the plain Trainer's run ends with
+
+
+def plain_result(family: str, folder: Path) -> dict[str, Any]:
+    if family not in PLAIN:
+        PLAIN[family] = result(run(None, folder, family=family))
+    return PLAIN[family]
+
+
+def problems(variant: str, setting: str | Chosen, folder: Path, family: str = "bert") -> Iterator[str]:
     """Train with the setting; yield what is not as promised, nothing if all is well or the library refuses."""
     config = config_of(variant, setting)
     if config is None:
@@ -118,13 +143,14 @@ def problems(variant: str, setting: str, folder: Path, family: str = "bert") -> 
         yield "weights that are not finite"
     again = run(config, folder / "whole", family=family, resume=str(folder / "whole" / "checkpoint-3"))
     yield from (f"after resuming, {name} differs" for name in differences(found, result(again)))
-    plain = result(run(None, folder / "plain", family=family))
+    plain = plain_result(family, folder / "plain")
     moved = [name for name in differences(plain, found) if name.startswith("weight")]
     if not moved:
         yield "it does nothing"
     if VARIANTS[variant].passes == "plain":
         return
-    zero = SAMConfig(sam_variant=variant, **{**SETTINGS[setting], **AT_ZERO.get(setting, {}), "rho": 0.0})
+    at_zero = AT_ZERO.get(config.rho_schedule, {})
+    zero = SAMConfig(sam_variant=variant, **{**settings_of(setting), **at_zero, "rho": 0.0})
     still = result(run(zero, folder / "zero", family=family))
     yield from (f"at rho = 0, {n} is not the plain Trainer's" for n in differences(plain, still) if n not in UNLIKE)
 

@@ -14,6 +14,7 @@ from hf_sam import VARIANTS, Variant
 from hf_sam.variants import Length
 from hf_sam.vectors.vectors import Ascent, along, global_norm
 from tests.conformance.checks import SETTINGS, config_of, problems
+from tests.covering import covering
 
 
 class SignSAM(Variant):
@@ -35,12 +36,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> str:
     return "sign"
 
 
-QUICK = ("as it is", "cheap", "mixed")
+EACH_COMMIT = ("as it is", "cheap", "mixed")
 
 
-@pytest.mark.parametrize(
-    "setting", [pytest.param(s, marks=() if s in QUICK else pytest.mark.slow) for s in SETTINGS], ids=str
-)
+@pytest.mark.parametrize("setting", covering(((s,) for s in SETTINGS), slow=[(s,) for s in EACH_COMMIT]), ids=str)
 def test_a_made_up_direction_goes_with_every_setting(setting: str, registered: str, tmp_path: Path) -> None:
     assert config_of(registered, setting) is not None
     assert not list(problems(registered, setting, tmp_path))
@@ -70,6 +69,7 @@ class Idle(SignSAM):
         return along(grads, rho, torch.tensor(torch.inf))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "expected"),
     [(Forgetful, "after resuming"), (Growing, "at rho = 0"), (Idle, "it does nothing")],

@@ -16,6 +16,11 @@ RESUMING = ("test_kills.py", "test_finetune.py")
 LAUNCHING = ("test_launching.py", "test_nodes.py")
 
 
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """Spare a run without these tests what they import: DeepSpeed, FSDP."""
+    return True if "not distributed" in config.getoption("markexpr") else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what torch 2.6 cannot do on CPU processes with the plain Trainer either: shard with FSDP2, and resume."""
     for item in items:

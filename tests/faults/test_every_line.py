@@ -81,6 +81,7 @@ def test_an_interrupt_at_any_line_of_a_step_leaves_the_weights_where_they_were(
     assert not list(interrupted(setting, tmp_path, phases=LINES, count=2))
 
 
+@pytest.mark.slow
 def test_an_interrupt_beside_the_descent_pass_does_not_leave_its_flag(tmp_path: Path) -> None:
     setting = Setting("bert", "sam", "batch")
     assert not list(interrupted(setting, tmp_path, phases=LINES, function=" replay "))

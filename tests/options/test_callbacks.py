@@ -102,6 +102,7 @@ def run(kind: str, tmp_path: Any, sam: SAMConfig | None, **settings: Any) -> tup
     return trainer, hashing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SLOW_SCOPES)
 @pytest.mark.parametrize("family", ["resnet", pytest.param("bert", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,6 +135,7 @@ class Stepping(SAMTrainer):
         return digest(params), digest([p.grad for p in params])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SLOW_SCOPES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_rho_above_zero_callbacks_see_what_the_optimizer_uses_and_leaves(
@@ -193,6 +195,7 @@ class Deciding(TrainerCallback):
             setattr(control, self.flag, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SLOW_SCOPES)
 @pytest.mark.parametrize("flag", ["should_training_stop", "should_epoch_stop"])
 def test_a_callback_that_stops_in_the_middle_of_a_window(flag: str, scope: str, tmp_path: Any) -> None:

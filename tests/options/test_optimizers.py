@@ -85,6 +85,7 @@ def test_an_optimizer_of_another_package(optim: str, tmp_path: Any) -> None:
         assert torch.uint8 in found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Lion", pytest.param("CAME", marks=pytest.mark.slow)])
 def test_an_optimizer_handed_over_with_its_scheduler(name: str, tmp_path: Any) -> None:
     optimizers = pytest.importorskip("pytorch_optimizer")

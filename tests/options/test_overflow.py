@@ -103,6 +103,7 @@ def assert_skipped(trace: Trace, trainer: Any) -> None:
     assert trainer.optimizer.state_dict()["state"][0]["step"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", MICRO_BATCHES)
 @pytest.mark.parametrize("optim", ["adamw_torch", pytest.param("adamw_torch_fused", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scope", SCOPES)

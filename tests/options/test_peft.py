@@ -70,6 +70,7 @@ METHOD = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @METHOD
 def test_every_kind_of_adapter_trains_as_plainly_at_rho_zero(method: str, tmp_path: Any) -> None:
     assert_plain_at_rho_zero(adapted(method, tmp_path)[0])
@@ -111,6 +112,7 @@ def names_of(model: nn.Module, adapter: str) -> set[str]:
     return {name for name, _ in model.named_parameters() if f".{adapter}." in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("active", ["first", pytest.param("second", marks=pytest.mark.slow)])
 def test_of_several_adapters_only_the_active_one_moves(active: str, tmp_path: Any) -> None:
     other = {"first": "second", "second": "first"}[active]
@@ -136,6 +138,7 @@ class Switch(TrainerCallback):
             model.set_adapter("second")
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_switched_to_in_mid_training_climbs_from_there_on(tmp_path: Any) -> None:
     switches = []
 

@@ -150,6 +150,7 @@ class Augmented(Dataset):
         return {**self.rows[i], "pixel_values": self.rows[i]["pixel_values"] + noise}
 
 
+@pytest.mark.slow
 def test_a_data_set_that_draws_random_numbers(tmp_path: Any) -> None:
     make = maker(tmp_path, "vit", data=Augmented(build("vit")[1]), max_steps=9, num_train_epochs=3)
     assert_plain_at_rho_zero(make)

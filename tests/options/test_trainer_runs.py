@@ -60,6 +60,7 @@ class SAMFull(OnceFull, SAMTrainer):
         return super().compute_loss(*args, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["batch", pytest.param("micro_batch", marks=pytest.mark.slow)])
 def test_a_smaller_batch_is_found_as_the_plain_trainer_finds_it(scope: str, tmp_path: Any) -> None:
     """It fails in the second micro-batch of a window, after a step was taken."""

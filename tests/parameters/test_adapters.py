@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from hf_sam.parameters.choose import chosen
+from tests.looped import looped
 from tests.parameters.zoo import build
 
 QUERIES = {"target_modules": ["query", "value"]}
@@ -37,6 +38,7 @@ def adapted(config: peft.PeftConfig, name: str = "bert") -> nn.Module:
     return peft.get_peft_model(build(name), config)
 
 
+@looped
 @pytest.mark.parametrize("method", CONFIGS)
 def test_the_adapters_are_what_peft_trains(method: str) -> None:
     """Without a head that is trained beside them."""

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hf_sam.parameters.choose import chosen, frozen_except
 from tests.compare import relative_error
+from tests.looped import looped
 from tests.parameters.zoo import build, output
 from tests.tolerances import RELATIVE
 
@@ -51,6 +52,7 @@ def hooks(model: nn.Module) -> list[list[object]]:
     return [list(m._forward_hooks.items()) for m in model.modules()]
 
 
+@looped
 @pytest.mark.parametrize("which", ["norm", "last:1", r"query|q_proj|c_attn|\.q\.", "embed|wte|shared"])
 @KINDS
 @pytest.mark.parametrize("name", ["bert", "llama tied", "gpt2", "t5"])

@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 
 from hf_sam.parameters.choose import NORMALISATION, chosen
+from tests.looped import looped
 from tests.parameters.zoo import build
 from tests.small_models import Classifier
 
@@ -32,6 +33,7 @@ NAMES = {
 }
 
 
+@looped
 @pytest.mark.parametrize("name", NAMES)
 def test_the_normalisation_layers_of_a_model(name: str) -> None:
     model = build(name)
@@ -58,6 +60,7 @@ TORCHS = [
 ]
 
 
+@looped
 @pytest.mark.parametrize("layer", TORCHS, ids=lambda layer: type(layer).__name__)
 def test_the_layers_of_torch(layer: nn.Module) -> None:
     class Mine(type(layer)):  # type: ignore[misc]

@@ -40,6 +40,7 @@ assert "hf_sam" not in sys.modules
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_a_process_without_hf_sam_loads_the_checkpoint_and_predicts_the_same(family: str, tmp_path: Path) -> None:
     trainer = trainer_for(family, tmp_path, sam=SAMConfig(rho=0.2), max_steps=3, save_strategy="steps", save_steps=3)

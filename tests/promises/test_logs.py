@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ import torch
 from torch import nn
 
 from hf_sam import SAMConfig, SAMTrainer
+from tests.covering import covering
 from tests.promises.runs import differences, fingerprint, trainer_for, weights
 from tests.promises.test_one_epsilon import without_dropout
 
+NAN = math.nan  # one object: it is not equal to another
 KEYS = {"sam/rho", "sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine", "sam/skipped"}
 
 
@@ -118,9 +121,19 @@ class BadGradient(SAMTrainer):
         return loss * self.factor if self.state.global_step == 1 else loss
 
 
-@pytest.mark.parametrize("scope", ["batch", "micro_batch"])
-@pytest.mark.parametrize("variant", ["sam", "asam"])
-@pytest.mark.parametrize("factor", [0.0, 1e-30, math.inf, math.nan])
+# Every factor with both variants, and each of them with both scopes.
+@pytest.mark.parametrize(
+    ("factor", "variant", "scope"),
+    covering(
+        product([0.0, 1e-30, math.inf, NAN], ["sam", "asam"], ["batch", "micro_batch"]),
+        fast=[
+            *((factor, "sam", "batch") for factor in (0.0, math.inf)),
+            *((factor, "sam", "micro_batch") for factor in (1e-30, NAN)),
+            *((factor, "asam", "micro_batch") for factor in (0.0, math.inf)),
+            *((factor, "asam", "batch") for factor in (1e-30, NAN)),
+        ],
+    ),
+)
 def test_a_bad_gradient_leaves_epsilon_out_and_is_counted(
     factor: float, variant: str, scope: str, tmp_path: Any
 ) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_sam import SAMConfig, SAMTrainer
+from tests.covering import covering
 from tests.promises.runs import trainer_for
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -47,9 +49,20 @@ for _event in [name for name in dir(TrainerCallback) if name.startswith("on_")]:
     setattr(Witness, _event, _handler)
 
 
-@pytest.mark.parametrize("scope", ["batch", "micro_batch"])
-@pytest.mark.parametrize("variant", ["sam", "asam"])
-@pytest.mark.parametrize("family", ["bert", "llama", "mixtral", "resnet", "lora"])
+WITNESSED = ("bert", "llama", "mixtral", "resnet", "lora")
+
+
+@pytest.mark.parametrize(
+    ("family", "variant", "scope"),
+    covering(
+        product(WITNESSED, ["sam", "asam"], ["batch", "micro_batch"]),
+        fast=[("bert", "sam", "batch"), ("resnet", "asam", "micro_batch")],
+        slow=[
+            *((family, "sam", "batch") for family in WITNESSED[1:]),
+            *(("bert", *rest) for rest in (("sam", "micro_batch"), ("asam", "batch"), ("asam", "micro_batch"))),
+        ],
+    ),
+)
 def test_no_callback_ever_sees_perturbed_weights(family: str, variant: str, scope: str, tmp_path: Any) -> None:
     witness = Witness()
     trainer = trainer_for(
@@ -63,8 +76,14 @@ def test_no_callback_ever_sees_perturbed_weights(family: str, variant: str, scop
     assert {"on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"} <= set(witness.events)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("variant", ["sam", "asam"])
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    covering(
+        product(["sam", "asam"], DTYPES),
+        fast=[("sam", torch.float32), ("asam", torch.bfloat16)],
+        slow=[("sam", torch.float16), ("sam", torch.bfloat16)],
+    ),
+)
 def test_with_learning_rate_zero_training_moves_nothing(variant: str, dtype: torch.dtype, tmp_path: Any) -> None:
     trainer = trainer_for(
         "llama",
@@ -121,9 +140,18 @@ class Faulty(SAMTrainer):
         return super()._prepare_inputs(inputs)
 
 
-@pytest.mark.parametrize("error", [Accident, KeyboardInterrupt, torch.cuda.OutOfMemoryError])
-@pytest.mark.parametrize("context", ["while preparing inputs", "before forward", "in forward", "in backward"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+ERRORS = [Accident, KeyboardInterrupt, torch.cuda.OutOfMemoryError]
+CONTEXTS = ["while preparing inputs", "before forward", "in forward", "in backward"]
+
+
+# Every error in every place, and each of both with every type.
+@pytest.mark.parametrize(
+    ("dtype", "context", "error"),
+    covering(
+        product(DTYPES, CONTEXTS, ERRORS),
+        fast=[(DTYPES[(i + j) % 3], CONTEXTS[i], ERRORS[j]) for i in range(4) for j in range(3)],
+    ),
+)
 def test_an_error_in_the_descent_pass_leaves_the_weights_where_they_were(
     dtype: torch.dtype, context: str, error: type[BaseException], tmp_path: Any
 ) -> None:
@@ -145,6 +173,7 @@ def test_an_error_in_the_descent_pass_leaves_the_weights_where_they_were(
     assert not trainer.in_descent_pass
 
 
+@pytest.mark.slow
 def test_training_goes_on_as_if_nothing_had_happened_after_an_error(tmp_path: Any) -> None:
     """A notebook user interrupts and calls train() again: no gradient, window or state of the old run is left."""
     faulty = type("Faulty", (Faulty,), {"context": "in forward"})
@@ -179,6 +208,7 @@ class Crowded(SAMTrainer):
         return super().training_step(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_auto_find_batch_size_starts_again_from_unperturbed_weights(tmp_path: Any) -> None:
     trainer = trainer_for(
         "bert",

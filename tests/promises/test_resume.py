@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from hf_sam import SAMConfig, SAMTrainer
+from tests.covering import covering
 from tests.models import build
 from tests.promises.resumable import complete_checkpoints
 from tests.promises.runs import differences, fingerprint, trainer_for
@@ -91,21 +93,33 @@ def resumed(
     return ({k: v for k, v in f.items() if k != "logs"} for f in (expected, found))
 
 
-@pytest.mark.parametrize("scope", ["batch", "micro_batch"])
-@pytest.mark.parametrize("at", [1, 4, 6])
-@pytest.mark.parametrize("variant", ["sam", "asam", "remembering"])
+# Every variant at every step, and both with each scope.
+@pytest.mark.parametrize(
+    ("variant", "at", "scope"),
+    covering(
+        product(["sam", "asam", "remembering"], [1, 4, 6], ["batch", "micro_batch"]),
+        fast=[("remembering", 4, "batch"), ("sam", 1, "micro_batch")],
+        slow=[
+            *(("sam", 4, "batch"), ("sam", 6, "batch"), ("asam", 1, "batch"), ("asam", 4, "micro_batch")),
+            *(("asam", 6, "micro_batch"), ("remembering", 1, "micro_batch"), ("remembering", 6, "batch")),
+        ],
+    ),
+)
 def test_a_resumed_run_ends_in_the_same_bits(variant: str, at: int, scope: str, tmp_path: Path) -> None:
     expected, found = resumed(tmp_path, at, SAMConfig(rho=0.2, sam_variant=variant, sam_scope=scope))
     assert differences(expected, found) == []
 
 
-@pytest.mark.parametrize("family", ["llama", "lora", "mixtral", "resnet", "t5", "vit"])
+@pytest.mark.parametrize(
+    "family", ["vit", *(pytest.param(f, marks=pytest.mark.slow) for f in ("llama", "lora", "mixtral", "resnet", "t5"))]
+)
 def test_every_family_resumes_in_the_same_bits(family: str, tmp_path: Path) -> None:
     """ViT's tensors have other names in its files; the Trainer's own loading leaves them as they were."""
     expected, found = resumed(tmp_path, 4, SAMConfig(rho=0.2), family)
     assert differences(expected, found) == []
 
 
+@pytest.mark.slow
 def test_the_best_model_at_the_end_is_the_best_model(tmp_path: Path) -> None:
     _, data = build("vit")
     trainer = trainer_for(
@@ -129,6 +143,7 @@ def test_the_best_model_at_the_end_is_the_best_model(tmp_path: Path) -> None:
     assert all(torch.equal(value, saved[name]) for name, value in trainer.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_state_of_a_direction_matters(tmp_path: Path) -> None:
     """The test above could fail: without the saved state the run ends elsewhere."""
     sam = SAMConfig(rho=0.2, sam_variant="remembering")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,10 +14,23 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from hf_sam import SAMConfig, SAMTrainer
+from tests.covering import covering
 from tests.models import FAMILIES
 from tests.promises.runs import PlainScaled, SAMScaled, differences, fingerprint, moved, trainer_for
 
 SCOPES = ("batch", "micro_batch")
+both_scopes = pytest.mark.parametrize("scope", ["batch", pytest.param("micro_batch", marks=pytest.mark.slow)])
+# Every family in the scope batch, over a window that divides no epoch; one family over every scope and window.
+RUNS = covering(
+    product(FAMILIES, SCOPES, (1, 3, 4)),
+    fast=[*((family, "batch", 3) for family in ("lora", "llama", "mixtral", "resnet")), ("bert", "micro_batch", 3)],
+    slow=[
+        *((family, "batch", 3) for family in ("bert", "t5", "vit")),
+        *product(["bert"], SCOPES, (1, 4)),
+        ("llama", "micro_batch", 4),
+        ("resnet", "micro_batch", 3),
+    ],
+)
 
 
 def assert_same_run(family: str, tmp_path: Any, scope: str = "batch", variant: str = "sam", **settings: Any) -> None:
@@ -31,19 +45,18 @@ def assert_same_run(family: str, tmp_path: Any, scope: str = "batch", variant: s
     assert len(passes) == sharp.state.global_step  # the perturb-and-restore path ran at every step
 
 
-@pytest.mark.parametrize("accumulation", [1, 3, 4])
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "scope", "accumulation"), RUNS)
 def test_every_family_trains_as_the_plain_trainer(family: str, scope: str, accumulation: int, tmp_path: Any) -> None:
     assert_same_run(family, tmp_path, scope, gradient_accumulation_steps=accumulation)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 def test_asam_trains_as_the_plain_trainer(scope: str, tmp_path: Any) -> None:
     assert_same_run("bert", tmp_path, scope, variant="asam", gradient_accumulation_steps=3)
 
 
-@pytest.mark.parametrize("family", ["bert", "llama"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
 def test_label_smoothing(family: str, tmp_path: Any) -> None:
     assert_same_run(family, tmp_path, label_smoothing_factor=0.1, gradient_accumulation_steps=3)
 
@@ -53,6 +66,7 @@ def summed_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Te
     return nn.functional.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
 
 
+@pytest.mark.slow
 def test_a_loss_function_of_the_users(tmp_path: Any) -> None:
     assert_same_run("bert", tmp_path, gradient_accumulation_steps=3, trainer_kwargs={"compute_loss_func": summed_loss})
 
@@ -78,13 +92,16 @@ def test_a_compute_loss_that_pops_its_labels(tmp_path: Any) -> None:
     assert_same_run("bert", tmp_path, gradient_accumulation_steps=3, classes=(PlainPopping, SAMPopping))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_neftune_noise(family: str, tmp_path: Any) -> None:
     assert_same_run(family, tmp_path, neftune_noise_alpha=5.0, gradient_accumulation_steps=3)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    ("reentrant", "scope"),
+    covering(product([True, False], SCOPES), fast=[(False, "batch")], slow=[(True, "micro_batch")]),
+)
 def test_gradient_checkpointing(reentrant: bool, scope: str, tmp_path: Any) -> None:
     assert_same_run(
         "bert",
@@ -96,13 +113,19 @@ def test_gradient_checkpointing(reentrant: bool, scope: str, tmp_path: Any) -> N
     )
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@both_scopes
 def test_bf16_autocast(scope: str, tmp_path: Any) -> None:
     assert_same_run("bert", tmp_path, scope, gradient_accumulation_steps=3, bf16=True)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("scale", [2.0**10, 2.0**30])
+@pytest.mark.parametrize(
+    ("scope", "scale"),
+    covering(
+        product(SCOPES, [2.0**10, 2.0**30]),
+        fast=[("batch", 2.0**30)],
+        slow=[("batch", 2.0**10), ("micro_batch", 2.0**30)],
+    ),
+)
 def test_a_gradient_scaler_also_while_it_backs_off(scope: str, scale: float, tmp_path: Any) -> None:
     plain, sharp = (type(c.__name__, (c,), {"initial_scale": scale}) for c in (PlainScaled, SAMScaled))
     plain_run = trainer_for("bert", tmp_path, sam=None, classes=(plain, sharp), num_train_epochs=4)
@@ -143,8 +166,10 @@ class Stream(IterableDataset):
         return iter(self.data)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("family", ["llama", "resnet"])
+@pytest.mark.parametrize(
+    ("family", "scope"),
+    covering(product(["llama", "resnet"], SCOPES), fast=[("llama", "batch")], slow=[("resnet", "micro_batch")]),
+)
 def test_a_dataset_without_length_whose_gradients_spill_into_the_next_epoch(
     family: str, scope: str, tmp_path: Any
 ) -> None:
@@ -167,6 +192,7 @@ class SAMDivided(Divided, SAMTrainer):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 def test_spilled_micro_batches_keep_the_divisor_of_their_own_group(scope: str, tmp_path: Any) -> None:
     settings = {"classes": (PlainDivided, SAMDivided), "wrap_data": Stream}
@@ -189,15 +215,18 @@ def add_counter(model: nn.Module) -> None:
     model.classifier = nn.Sequential(CountingBuffer(), model.classifier)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@both_scopes
 def test_a_buffer_that_the_forward_pass_reads_and_writes(scope: str, tmp_path: Any) -> None:
     assert_same_run("bert", tmp_path, scope, gradient_accumulation_steps=3, prepare=add_counter)
 
 
-@pytest.mark.parametrize("optim", ["sgd", "adamw_torch", "adafactor"])
+@pytest.mark.parametrize(
+    "optim", [pytest.param(n, marks=pytest.mark.slow) for n in ("sgd", "adamw_torch", "adafactor")]
+)
 def test_every_optimizer_stays_the_users(optim: str, tmp_path: Any) -> None:
     assert_same_run("bert", tmp_path, optim=optim, gradient_accumulation_steps=2, learning_rate=0.05)
 
 
+@pytest.mark.slow
 def test_no_clipping(tmp_path: Any) -> None:
     assert_same_run("bert", tmp_path, max_grad_norm=0.0)

@@ -19,7 +19,7 @@ from hf_sam.trainer.logs import tell_realised_norm
 from hf_sam.vectors.stochastic_rounding import StochasticRounding
 from tests.promises.runs import differences, fingerprint, trainer_for
 
-both_scopes = pytest.mark.parametrize("scope", ["batch", "micro_batch"])
+both_scopes = pytest.mark.parametrize("scope", ["batch", pytest.param("micro_batch", marks=pytest.mark.slow)])
 
 
 class Telling(SAMTrainer):
@@ -59,6 +59,7 @@ def test_rho_zero_is_the_plain_trainer_bit_for_bit(scope: str, tmp_path: Path) -
     assert differences(expected, fingerprint(sharp)) == []
 
 
+@pytest.mark.slow
 def test_the_runs_random_streams_are_where_rounding_to_nearest_leaves_them(tmp_path: Path) -> None:
     nearest, chance = (trainer(tmp_path, SAMConfig(rho=0.05, sam_rounding=r)) for r in ("nearest", "stochastic"))
     found = []
@@ -71,6 +72,7 @@ def test_the_runs_random_streams_are_where_rounding_to_nearest_leaves_them(tmp_p
     assert not [name for name in changed if name.startswith("streams")]
 
 
+@pytest.mark.slow
 @both_scopes
 def test_a_resumed_run_ends_in_the_same_bits(scope: str, tmp_path: Path) -> None:
     sam = SAMConfig(rho=0.05, sam_scope=scope, sam_rounding="stochastic")
@@ -86,6 +88,7 @@ def test_a_resumed_run_ends_in_the_same_bits(scope: str, tmp_path: Path) -> None
     assert again.seeds == whole.seeds[-len(again.seeds) :]
 
 
+@pytest.mark.slow
 @both_scopes
 def test_every_descent_of_a_run_has_noise_of_its_own(scope: str, tmp_path: Path) -> None:
     sharp = trainer(tmp_path, SAMConfig(rho=0.05, sam_scope=scope, sam_rounding="stochastic"))
@@ -105,6 +108,7 @@ class Crowded(Telling):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_start_with_smaller_batches_rounds_as_a_run_that_began_with_them(tmp_path: Path) -> None:
     sam = SAMConfig(rho=0.05, sam_scope="micro_batch", sam_rounding="stochastic")
     settings = {"prepare": in_bfloat16, "gradient_accumulation_steps": 3}

@@ -15,6 +15,7 @@ from tests.models import build
 from tests.promises.runs import trainer_for
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_measurements_and_the_settings(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -87,6 +88,7 @@ def test_variant_none_is_the_plain_trainer_in_one_pass(tmp_path: Any) -> None:
     assert not any(key.startswith("sam/") for entry in none.state.log_history for key in entry)
 
 
+@pytest.mark.slow
 def test_a_hyperparameter_search_over_rho_trains_with_each_rho(tmp_path: Any) -> None:
     optuna = pytest.importorskip("optuna")
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -16,6 +16,7 @@ from hf_sam.radius.auto import CHECK, IDLE, PATIENCE, Auto, AutoRise, AutoSize
 from hf_sam.step_context import StepContext
 from hf_sam.trainer.step_planner import StepPlanner
 from tests.compare import bits, same_bits
+from tests.looped import looped
 from tests.tolerances import RELATIVE
 
 KINDS = [AutoRise, AutoSize]
@@ -103,6 +104,7 @@ def test_it_grows_with_the_square_of_the_passes_over_the_data(kind: type[Auto]) 
         assert radius.at(StepContext(step=120, passes=passes)) == 0.0, "a number: a plain step, at its cost"
 
 
+@looped
 @pytest.mark.parametrize(
     ("steps", "plain"), [(1000, 20), (61, 20), (60, 20), (59, 19), (50, 16), (4, 1), (3, 1), (1, 1), (0, 20)]
 )
@@ -184,6 +186,7 @@ def test_a_resumed_radius_goes_on_in_the_same_bits(at: int) -> None:
     assert found + feed(second, falling()[at:], start=at) == whole
 
 
+@looped
 @pytest.mark.parametrize(("before", "after"), [(30, 1000), (1000, 30)])
 @pytest.mark.parametrize("at", [2, 3, 10, 40])
 def test_a_run_that_is_made_longer_or_shorter_keeps_what_it_has_measured(at: int, before: int, after: int) -> None:
@@ -215,6 +218,7 @@ def test_a_gate_that_opens_late_leaves_the_first_losses_the_first(steps: int, st
 GOOD: dict[str, Any] = {"steps": 30, "patience": 20, "idle": False, "losses": torch.tensor([2.0, 1.0, 0.1])}
 
 
+@looped
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -19,6 +19,7 @@ from hf_sam.variants.asam import ETA
 from hf_sam.vectors import vectors as numerics
 from hf_sam.vectors.vectors import global_dot, snapshot
 from tests.compare import bits, same_bits
+from tests.looped import looped
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The size of the weights along a direction
@@ -47,6 +48,7 @@ def check_size(w: list[Tensor], v: list[Tensor], exactness: float) -> None:
     assert same_bits(bits([*w, *v]), before)
 
 
+@looped
 @pytest.mark.parametrize("dtypes", [*([d] for d in DTYPES), DTYPES, DTYPES[1:3], DTYPES[::-1]], ids=str)
 @pytest.mark.parametrize("like_weights", [True, False])
 @pytest.mark.parametrize("scale", [0.02, 1.0, 50.0])
@@ -115,6 +117,7 @@ def test_the_radius_is_the_length_in_sizes_of_the_weights() -> None:
     assert half_way(AutoSize(0.7, scale_free=True)).from_gradient(w, v, 1.0).item() == pytest.approx(0.7, rel=1e-6)
 
 
+@looped
 @pytest.mark.parametrize("variant", ["sam", "asam", "gsam"])
 @pytest.mark.parametrize("loss_scale", [1.0, 1024.0, torch.tensor(1024.0)])
 def test_to_first_order_the_loss_rises_by_what_is_asked_for(variant: str, loss_scale: float | Tensor) -> None:

@@ -16,6 +16,7 @@ from hf_sam.step_context import StepContext
 from hf_sam.variants import make_variant
 from hf_sam.vectors.vectors import along, global_dot, global_norm
 from tests.compare import bits, same_bits
+from tests.looped import looped
 from tests.tolerances import RELATIVE
 
 RHO = 0.2
@@ -36,6 +37,7 @@ def budget(g: list[Tensor], rho: float = 100.0, sigma: float = 0.05, loss_scale:
     return LossBudget(rho, sigma=sigma).from_gradient([nn.Parameter(x) for x in g], g, loss_scale)
 
 
+@looped
 @pytest.mark.parametrize("sigma", [1e-4, 0.05, 3.0])
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
 def test_the_budget_over_the_length_of_the_gradient_is_the_radius(sigma: float, scale: float) -> None:
@@ -105,6 +107,7 @@ def feed(radius: TargetAscent, seen: list[tuple[float, float]]) -> list[float]:
     return found
 
 
+@looped
 @pytest.mark.parametrize("past", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize(("target", "change"), [(0.1, 0.1), (0.02, 0.5), (1.0, 3.0)])
 def test_the_radius_is_the_formulas(target: float, change: float, past: float) -> None:
@@ -152,6 +155,7 @@ def test_no_rise_asks_for_the_largest_step_up(rise: float) -> None:
     assert found[0] == pytest.approx(1.3 * RHO, rel=1e-6)
 
 
+@looped
 @pytest.mark.parametrize(
     "bad", [(math.nan, 0.1), (1.0, math.nan), (math.inf, 0.1), (1.0, math.inf), (1.0, -math.inf), (math.nan, math.nan)]
 )

@@ -13,6 +13,7 @@ import torch
 from hf_sam.radius.controllers import SCHEDULES, make_radius
 from hf_sam.radius.schedules import Radius
 from hf_sam.step_context import StepContext
+from tests.looped import looped
 from tests.tolerances import RELATIVE
 
 RHO, STEPS, WARMUP, PEAK = 0.3, 37, 6, 0.02
@@ -48,6 +49,7 @@ ids = [f"{name} {options}" for name, options, _ in FORMULAS]
 every_formula = pytest.mark.parametrize(("name", "options", "formula"), FORMULAS, ids=ids)
 
 
+@looped
 @every_formula
 def test_a_schedule_is_its_formula_at_every_step(name: str, options: dict[str, Any], formula: Formula) -> None:
     radius = make_radius(RHO, name, options)
@@ -57,6 +59,7 @@ def test_a_schedule_is_its_formula_at_every_step(name: str, options: dict[str, A
         assert found == pytest.approx(formula(t), rel=RELATIVE[torch.float64], abs=1e-15), t
 
 
+@looped
 @every_formula
 def test_a_schedule_is_in_units_of_rho(name: str, options: dict[str, Any], formula: Formula) -> None:
     once = make_radius(RHO, name, options)
@@ -73,6 +76,7 @@ def test_every_schedule_of_the_library_has_a_formula_here_or_follows_measurement
 # ----------------------------------------------------------------------------------------------------------------------
 # The ends
 # ----------------------------------------------------------------------------------------------------------------------
+@looped
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize(("start", "end"), [(1, 0), (0, 1), (0.1, 0), (0.3, 0.1), (7e-3, 1e300)])
 def test_the_ends_are_exact(name: str, start: float, end: float) -> None:

@@ -43,6 +43,7 @@ def logs(trainer: Trainer) -> list[dict[str, float]]:
     return [row for row in kept if not any("sharpness/l" in key or key == "sharpness/sam" for key in row)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_the_run_is_the_same_bits(tmp_path: Path, run: str) -> None:
     without, beside = trained(tmp_path, RUNS[run], None), trained(tmp_path, RUNS[run], 2)
@@ -55,6 +56,7 @@ def test_the_run_is_the_same_bits(tmp_path: Path, run: str) -> None:
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 def test_values_are_logged_at_the_beginning_and_every_so_many_steps(tmp_path: Path) -> None:
     measures = ["loss", "gradient_norm", "lambda_max", "sam", "worst_case", "trace"]
     trainer = trained(tmp_path, None, 2, measures=measures, max_examples=4)

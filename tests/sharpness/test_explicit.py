@@ -16,6 +16,10 @@ from tests.sharpness.models import FAMILIES, build, hessian
 families = pytest.mark.parametrize(
     "family", [name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
+# The products are those of the Hessian for every family: what is made of them needs two.
+two_families = pytest.mark.parametrize(
+    "family", [n if n in ("bert", "resnet") else pytest.param(n, marks=pytest.mark.everything) for n in FAMILIES]
+)
 attentions = pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 CLOSE = 1e-8  # relative to the largest eigenvalue
 
@@ -39,6 +43,7 @@ def analyzer(family: str, attention: str = "sdpa", batch_size: int = 4) -> Sharp
     return SharpnessAnalyzer(model.train(), examples, dtype="float64", batch_size=batch_size)
 
 
+@pytest.mark.slow
 @families
 @attentions
 def test_the_largest_eigenvalues(family: str, attention: str) -> None:
@@ -48,6 +53,7 @@ def test_the_largest_eigenvalues(family: str, attention: str) -> None:
     assert max(found.residuals) <= 1e-6 * expected[0] * 2
 
 
+@pytest.mark.slow
 @families
 def test_the_largest_one_in_ten_products_by_default(family: str) -> None:
     found = analyzer(family).top_eigenvalues()
@@ -55,20 +61,23 @@ def test_the_largest_one_in_ten_products_by_default(family: str) -> None:
     assert found.products <= 16
 
 
-@families
+@pytest.mark.slow
+@two_families
 def test_the_smallest_one(family: str) -> None:
     found = analyzer(family).min_eigenvalue(tol=1e-6)
     assert found.values[0] == pytest.approx(truth(family)[0], abs=CLOSE * truth(family)[-1])
 
 
-@families
+@pytest.mark.slow
+@two_families
 def test_the_largest_in_magnitude(family: str) -> None:
     found = analyzer(family).top_eigenvalues(2, "LM", tol=1e-6)
     expected = sorted(truth(family), key=abs, reverse=True)[:2]
     np.testing.assert_allclose(found.values, expected, atol=CLOSE * abs(expected[0]), rtol=0)
 
 
-@families
+@pytest.mark.slow
+@two_families
 def test_the_trace_within_two_standard_errors(family: str) -> None:
     found = analyzer(family).trace(120)
     assert abs(found.value - truth(family).sum()) <= 2 * found.standard_error
@@ -76,7 +85,8 @@ def test_the_trace_within_two_standard_errors(family: str) -> None:
     assert found.draws == 40
 
 
-@families
+@pytest.mark.slow
+@two_families
 def test_the_density(family: str) -> None:
     found = analyzer(family).density(steps=50, runs=2)
     values, vectors = np.linalg.eigh(matrix(family))
@@ -101,6 +111,7 @@ def test_the_density_of_six_thousand_parameters() -> None:
     assert distance <= 1e-3 * values[-1]
 
 
+@pytest.mark.slow
 @families
 def test_the_products_are_the_matrix_times_the_vectors(family: str) -> None:
     loss_function = analyzer(family).loss_function

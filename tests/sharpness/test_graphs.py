@@ -36,6 +36,7 @@ class Forwards:
         self.count += 1
 
 
+@pytest.mark.slow
 def test_results_are_those_without_and_forward_passes_are_saved() -> None:
     found, counts = [], []
     for graphs in (0, 2, 9):
@@ -50,6 +51,7 @@ def test_results_are_those_without_and_forward_passes_are_saved() -> None:
         assert forwards_ == kept + (batches - kept) * products
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "args"), [("trace", ()), ("density", (12, 1)), ("min_eigenvalue", ())])
 def test_other_measurements_are_the_same_too(what: str, args: tuple[int, ...]) -> None:
     without, with_ = (getattr(analyzer(graphs), what)(*args) for graphs in (0, 3))
@@ -60,6 +62,7 @@ def test_other_measurements_are_the_same_too(what: str, args: tuple[int, ...]) -
         assert left == right
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_after_a_measurement_and_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     one = analyzer(2)
     before = alive()
@@ -76,6 +79,7 @@ def test_nothing_is_kept_after_a_measurement_and_after_an_error(monkeypatch: pyt
     assert one.loss_function._graphs is None
 
 
+@pytest.mark.slow
 def test_other_weights_see_no_old_graph() -> None:
     """Each measurement starts anew: the second one is of weights that moved in between."""
     one, other = analyzer(9), analyzer(0)
@@ -92,6 +96,7 @@ def test_bad_numbers_are_refused(graphs: Any) -> None:
         analyzer(graphs)
 
 
+@pytest.mark.slow
 def test_texts_of_about_the_same_length_share_a_batch_and_nothing_else_changes() -> None:
     model, examples = build("bert")
     texts = [{k: v[: 3 + i] if k != "labels" else v for k, v in e.items()} for i, e in enumerate(examples[:4])]
@@ -115,6 +120,7 @@ def test_texts_of_about_the_same_length_share_a_batch_and_nothing_else_changes()
     assert [len(e["input_ids"]) for e in ones[1].examples.rows] == [4, 6, 3, 5], "m-sharpness has random groups"
 
 
+@pytest.mark.slow
 def test_other_examples_parameters_and_weights_have_graphs_of_their_own() -> None:
     one, plain = analyzer(9), analyzer(0)
     v = torch.ones(1, one.loss_function.size, dtype=torch.float64)

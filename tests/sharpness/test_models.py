@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hf_sam.sharpness import SharpnessAnalyzer
+from tests.looped import looped
 from tests.sharpness.models import build, hessian
 
 
@@ -23,12 +24,14 @@ def truth(model: nn.Module, examples: Any, names: list[str] | None = None) -> fl
     return pytest.approx(np.linalg.eigvalsh(hessian(model, examples, names))[-1], rel=1e-8)
 
 
+@pytest.mark.slow
 def test_frozen_parameters_are_left_out() -> None:
     model, examples = build("bert")
     model.bert.embeddings.requires_grad_(False)
     assert largest(model, examples) == truth(model, examples)
 
 
+@pytest.mark.slow
 def test_an_unused_parameter_has_no_curvature() -> None:
     model, examples = build("bert")
     expected = truth(model, examples)
@@ -36,6 +39,7 @@ def test_an_unused_parameter_has_no_curvature() -> None:
     assert largest(model, examples) == expected
 
 
+@pytest.mark.slow
 def test_lora() -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -52,6 +56,7 @@ def test_lora() -> None:
     assert largest(adapted, examples, parameters="adapters") == truth(adapted, examples, adapters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gradient_checkpointing_that_is_switched_on_makes_no_difference(reentrant: bool) -> None:
     model, examples = build("bert")
@@ -165,6 +170,7 @@ def test_bad_arguments_are_refused(settings: dict[str, Any], message: str) -> No
         SharpnessAnalyzer(model, **{"dataset": examples, **settings}).loss()
 
 
+@looped
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -192,6 +198,7 @@ def test_weights_that_are_not_in_memory_are_refused() -> None:
         SharpnessAnalyzer(model, examples)
 
 
+@pytest.mark.slow
 def test_what_does_not_converge_says_so() -> None:
     with pytest.raises(RuntimeError, match="eigenvalues 'SA' did not converge to tol=1e-15 in 1 restarts"):
         SharpnessAnalyzer(*build("bert")).top_eigenvalues(3, "SA", tol=1e-15, max_restarts=1)
@@ -212,6 +219,7 @@ def test_at_most_so_many_examples_the_same_ones_for_a_seed() -> None:
     assert found[0].settings["examples"] == 4
 
 
+@pytest.mark.slow
 def test_a_report_is_json() -> None:
     report = SharpnessAnalyzer(*build("bert")).report(k=2, products=6, steps=2)
     assert json.loads(json.dumps(report, allow_nan=False)) == report

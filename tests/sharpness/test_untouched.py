@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from hf_sam.sharpness import SharpnessAnalyzer, landscape_1d, landscape_2d
+from tests.covering import covering
 from tests.sharpness.models import FAMILIES, build
 
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -63,8 +65,18 @@ def prepared(family: str) -> tuple[nn.Module, Any]:
     return model, examples
 
 
-@families
-@pytest.mark.parametrize("measure", MEASURES)
+# Every measurement on one model, every model under one measurement of each kind.
+@pytest.mark.parametrize(
+    ("family", "measure"),
+    covering(
+        product(FAMILIES, MEASURES),
+        fast=[*product(["vit"], ("trace", "sam_sharpness", "landscape_1d")), ("resnet", "worst_case")],
+        slow=[
+            *product(["vit"], MEASURES),
+            *product(FAMILIES, ("top_eigenvalues", "worst_case", "landscape_2d")),
+        ],
+    ),
+)
 def test_nothing_changes(family: str, measure: str) -> None:
     model, examples = prepared(family)
     torch.rand(3)
@@ -170,6 +182,7 @@ def test_lstm_weights_keep_their_second_list() -> None:
     assert model.lstm.weight_hh_l0.dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["compiled", "data parallel"])
 def test_wrappers_are_taken_off(kind: str) -> None:
     model, examples = build("bert")

@@ -72,6 +72,7 @@ def test_the_second_pass_starts_with_one_extra_copy_of_the_weights(dtype: torch.
     assert step.at_call == pytest.approx([0, 1], abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "extra"), [("sam", 1.05), ("asam", 1.1)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_peak_is_one_extra_copy_of_the_weights(dtype: torch.dtype, variant: str, extra: float) -> None:
@@ -82,6 +83,7 @@ def test_the_peak_is_one_extra_copy_of_the_weights(dtype: torch.dtype, variant: 
     assert step.peak <= plain.peak + extra
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_stochastic_rounding_works_on_small_parts(dtype: torch.dtype) -> None:
     """A part of 2^17 elements is a 24th of these weights; of float32 and random bits there are less than six."""
@@ -93,6 +95,7 @@ def test_stochastic_rounding_works_on_small_parts(dtype: torch.dtype) -> None:
     assert chance.at_call == nearest.at_call
 
 
+@pytest.mark.slow
 @every_variant
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_only_the_gradient_is_left_after_the_step(dtype: torch.dtype, variant: str) -> None:

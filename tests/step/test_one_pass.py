@@ -189,6 +189,7 @@ def interrupt_at(context: int) -> Iterator[list[str]]:
         sys.settrace(previous)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that lands in a generator's end
 def test_restores_exact_bits_wherever_an_interrupt_lands() -> None:
     model, x = Classifier(2, 2, 2), torch.randn(3, 2)

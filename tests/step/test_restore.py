@@ -25,7 +25,10 @@ from tests.small_models import Branches, Classifier, Tied, backward_closure, squ
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 every_variant = pytest.mark.parametrize("variant", ["sam", "asam"])
 FULL = {"left", "right"}
-USES = list(itertools.product([FULL, {"left"}, set()], repeat=2))
+USES = [
+    pytest.param(uses, id=" then ".join("+".join(sorted(use)) or "none" for use in uses))  # the same in every process
+    for uses in itertools.product([FULL, {"left"}, set()], repeat=2)
+]
 
 
 class Stop(Exception):
@@ -232,6 +235,7 @@ def weights_come_back_from(context: int) -> tuple[bool, list[str]]:
     return same_bits(bits(model.parameters()), before), seen
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that lands in a generator's end
 def test_restores_exact_bits_wherever_an_interrupt_lands() -> None:
     back, seen = weights_come_back_from(0)

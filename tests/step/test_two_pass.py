@@ -110,6 +110,7 @@ def test_the_reference_differentiates_its_own_loss_correctly() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("adaptive", [False, True])

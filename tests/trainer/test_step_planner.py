@@ -15,6 +15,7 @@ from hf_sam.radius.auto import AutoRise, AutoSize
 from hf_sam.step_context import StepContext
 from hf_sam.trainer.step_planner import PARTS, StepPlan, StepPlanner, mean_over_processes
 from tests.compare import bits, same_bits
+from tests.looped import looped
 
 STEPS, WARMUP, PEAK = 20, 4, 0.1
 RHO = 0.3
@@ -87,6 +88,7 @@ COMBINATIONS = [
 ]
 
 
+@looped
 @pytest.mark.parametrize(("direction", "gate", "radius"), COMBINATIONS)
 def test_a_step_perturbs_where_gate_radius_and_direction_agree(direction: str, gate: str, radius: str) -> None:
     (settings, kind, k, _), (gate_settings, in_time, every) = DIRECTIONS[direction], GATES[gate]

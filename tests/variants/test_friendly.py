@@ -29,6 +29,7 @@ def test_the_first_step_is_one_of_sam() -> None:
     assert relative_error(problem.ascend().epsilon, Problem("sam", {}).ascend().epsilon) < 1e-14
 
 
+@pytest.mark.slow
 def test_a_gradient_seen_before_is_taken_off() -> None:
     """After many steps along g the mean is g; of g + h the direction is then h."""
     problem = Problem("friendly", {})
@@ -39,6 +40,7 @@ def test_a_gradient_seen_before_is_taken_off() -> None:
     assert global_dot(epsilon, problem.h) == pytest.approx((RHO * global_norm(problem.h)).item(), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_what_is_only_rounding_is_no_direction(dtype: torch.dtype) -> None:
     """Where every gradient is the same, the direction is that gradient until nothing but rounding is left."""

@@ -24,6 +24,7 @@ from hf_sam.vectors.shards import Shards, as_shards, local_shard
 from hf_sam.vectors.vectors import global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.distributed.launch import FSDP2_ON_CPU
+from tests.looped import looped
 from tests.reference import msam_numpy, sam_numpy
 from tests.small_models import Branches, Classifier, square_closure
 from tests.step.test_two_pass import OPTIMIZERS, batches, classifier, closures
@@ -136,6 +137,7 @@ KEEPERS: dict[str, tuple[New, str]] = {
 every_keeper = pytest.mark.parametrize("keeper", KEEPERS)
 
 
+@looped
 @every_keeper
 def test_epsilon_is_against_the_optimizers_own_first_moment(keeper: str) -> None:
     new, key = KEEPERS[keeper]
@@ -146,6 +148,7 @@ def test_epsilon_is_against_the_optimizers_own_first_moment(keeper: str) -> None
     assert relative_error(epsilon_of(model, optimizer), expected) < RELATIVE[torch.float32]  # Adafactor's m is float32
 
 
+@looped
 @every_keeper
 @both_forms
 def test_a_pass_leaves_the_optimizer_and_the_weights_as_they_are(adaptive: bool, keeper: str) -> None:
@@ -208,6 +211,7 @@ def test_a_resumed_optimizer_gives_the_same_bits() -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # Before the first step, and parameters that had no gradient
 # ----------------------------------------------------------------------------------------------------------------------
+@looped
 @every_keeper
 def test_before_the_optimizers_first_step_nothing_moves(keeper: str) -> None:
     model, optimizer = trained(KEEPERS[keeper][0], steps=0)
@@ -235,6 +239,7 @@ def test_a_parameter_that_had_no_gradient_stays(new: New) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # Bad moments
 # ----------------------------------------------------------------------------------------------------------------------
+@looped
 @pytest.mark.parametrize("bad", [0.0, float("inf"), float("nan")])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @both_forms
@@ -296,6 +301,7 @@ def in_float32(model: nn.Module, optimizer: Any) -> None:
         optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"].float() * 1e-9
 
 
+@looped
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("change", [lambda *_: None, in_float32], ids=["own dtype", "float32"])
 @both_forms
@@ -355,6 +361,7 @@ REFUSED_AT_ONCE: dict[str, tuple[New, str]] = {
 }
 
 
+@looped
 @pytest.mark.parametrize("name", REFUSED_AT_ONCE)
 def test_an_optimizer_that_will_keep_none_is_refused_before_its_first_step(name: str) -> None:
     new, problem = REFUSED_AT_ONCE[name]
@@ -370,6 +377,7 @@ def test_an_optimizer_that_will_keep_none_is_refused_before_its_first_step(name:
         assert "or another variant, such as 'sam'." in str(error.value)
 
 
+@looped
 @every_keeper
 def test_an_optimizer_that_keeps_one_is_not_refused(keeper: str) -> None:
     params = list(Classifier().parameters())
@@ -420,6 +428,7 @@ ODD: dict[str, New] = {
 }
 
 
+@looped
 @pytest.mark.parametrize("name", ODD)
 def test_an_optimizer_that_turns_out_to_keep_none_is_refused_at_its_second_step(name: str) -> None:
     model, optimizer = trained(ODD[name], steps=1)
@@ -438,6 +447,7 @@ def test_a_state_of_nothing_is_a_state_before_the_first_step() -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # Sharded weights
 # ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.skipif(not FSDP2_ON_CPU, reason="fully_shard needs a GPU")
 @both_forms
 def test_sharded_weights_train_as_whole_ones(adaptive: bool, group: None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hf_sam.variants.per_parameter_state import PerParameterState
 from tests.compare import bits, same_bits
+from tests.looped import looped
 
 SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "b.weight": (2, 3)}
 
@@ -122,6 +123,7 @@ BAD: list[tuple[Any, Any, str]] = [
 ]
 
 
+@looped
 @pytest.mark.parametrize(("key", "value", "message"), BAD, ids=[str(b[0]) + " " + str(type(b[1])) for b in BAD])
 def test_what_is_no_such_state_is_refused_and_nothing_changes(key: Any, value: Any, message: str) -> None:
     kept = filled(parameters())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hf_sam import ASAM, SAM
 from hf_sam.variants import make_variant
 from hf_sam.vectors.vectors import global_norm, snapshot
+from tests.looped import looped
 from tests.variants.peer_asam import ASAMByName, ASAMOnAll
 
 RHO = 0.3
@@ -71,6 +72,7 @@ BAD_OPTIONS = [
 ]
 
 
+@looped
 @pytest.mark.parametrize(("options", "error", "message"), BAD_OPTIONS, ids=[str(b[0]) for b in BAD_OPTIONS])
 def test_a_bad_option_is_named_with_its_rule_and_value(
     options: dict[str, Any], error: type[Exception], message: str

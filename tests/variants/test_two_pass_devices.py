@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_sam.step.gradient_mixing import mix_, renormalise_
 from hf_sam.vectors.vectors import global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
+from tests.looped import looped
 from tests.variants.problems import RHO, Problem, every_case, every_combining_case
 
 
@@ -32,6 +33,7 @@ def act(problem: Problem, scale: float = 1.0) -> list[Tensor]:
     return [*ascent.epsilon, *combined, *between, *h]
 
 
+@looped
 @every_case
 def test_nothing_is_decided_on_the_host(name: str, options: dict[str, Any]) -> None:
     """A tensor without memory cannot be asked for a value."""

@@ -16,6 +16,7 @@ from hf_sam.trainer.state_file import load_state, save_state
 from hf_sam.variants import make_variant
 from hf_sam.vectors.vectors import global_dot, global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
+from tests.looped import looped
 from tests.small_models import Classifier, square_closure
 from tests.tolerances import RELATIVE
 from tests.variants.problems import (
@@ -32,6 +33,7 @@ from tests.variants.problems import (
 # ----------------------------------------------------------------------------------------------------------------------
 # ascend
 # ----------------------------------------------------------------------------------------------------------------------
+@looped
 @every_dtype
 @every_case
 def test_epsilon_has_the_shape_and_dtype_of_the_weights(name: str, options: dict, dtype: torch.dtype) -> None:
@@ -42,6 +44,7 @@ def test_epsilon_has_the_shape_and_dtype_of_the_weights(name: str, options: dict
     assert ascent.usable
 
 
+@looped
 @every_dtype
 @every_case
 def test_ascend_leaves_the_weights_alone(name: str, options: dict, dtype: torch.dtype) -> None:
@@ -51,6 +54,7 @@ def test_ascend_leaves_the_weights_alone(name: str, options: dict, dtype: torch.
     assert same_bits(bits(problem.w), before)
 
 
+@looped
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 65536.0, 1e9])
 @every_case
 def test_epsilon_does_not_depend_on_the_length_of_the_gradient(name: str, options: dict, scale: float) -> None:
@@ -58,6 +62,7 @@ def test_epsilon_does_not_depend_on_the_length_of_the_gradient(name: str, option
     assert relative_error(problem.ascend(scale).epsilon, problem.ascend().epsilon) < RELATIVE[torch.float64]
 
 
+@looped
 @pytest.mark.parametrize("scale", [2.0**-10, 1024.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @every_case
@@ -66,6 +71,7 @@ def test_nor_does_it_in_low_precision(name: str, options: dict, dtype: torch.dty
     assert relative_error(problem.ascend(scale).epsilon, problem.ascend().epsilon) < 10 * RELATIVE[dtype]
 
 
+@looped
 @every_case
 def test_epsilon_is_proportional_to_rho(name: str, options: dict) -> None:
     problem = Problem(name, options)
@@ -73,17 +79,20 @@ def test_epsilon_is_proportional_to_rho(name: str, options: dict) -> None:
     assert relative_error(doubled, problem.ascend().epsilon) < RELATIVE[torch.float64]
 
 
+@looped
 @every_case
 def test_radius_zero_does_not_move(name: str, options: dict) -> None:
     assert not any(e.any() for e in Problem(name, options).ascend(rho=0.0).epsilon)
 
 
+@looped
 @every_case
 def test_epsilon_climbs(name: str, options: dict) -> None:
     problem = Problem(name, options)
     assert global_dot(problem.ascend().epsilon, problem.g) > 0
 
 
+@looped
 @pytest.mark.parametrize("bad", [0.0, float("inf"), float("-inf"), float("nan")])
 @every_dtype
 @every_case
@@ -93,6 +102,7 @@ def test_a_bad_gradient_gives_zero_and_says_so(name: str, options: dict, dtype: 
     assert not any(e.any() for e in ascent.epsilon)
 
 
+@looped
 @pytest.mark.parametrize("which", range(4))
 @every_case
 def test_one_bad_element_anywhere_is_enough(name: str, options: dict, which: int) -> None:
@@ -103,6 +113,7 @@ def test_one_bad_element_anywhere_is_enough(name: str, options: dict, which: int
     assert not any(e.any() for e in ascent.epsilon)
 
 
+@looped
 @every_case
 def test_a_good_gradient_after_a_bad_one_climbs_again(name: str, options: dict) -> None:
     problem = Problem(name, options)
@@ -115,6 +126,7 @@ def test_a_good_gradient_after_a_bad_one_climbs_again(name: str, options: dict) 
 # ----------------------------------------------------------------------------------------------------------------------
 # recover_gradient_, combine, state
 # ----------------------------------------------------------------------------------------------------------------------
+@looped
 @every_case
 def test_the_recovered_gradient_is_parallel_to_the_gradient(name: str, options: dict) -> None:
     problem = Problem(name, options)
@@ -131,6 +143,7 @@ def test_the_recovered_gradient_is_parallel_to_the_gradient(name: str, options: 
     assert same_bits(bits(problem.w), before)
 
 
+@looped
 @every_case
 def test_the_recovered_gradient_has_no_nan_where_a_weight_is_zero(name: str, options: dict) -> None:
     problem = Problem(name, options)
@@ -142,6 +155,7 @@ def test_the_recovered_gradient_has_no_nan_where_a_weight_is_zero(name: str, opt
         assert all(torch.isfinite(e).all() for e in recovered)
 
 
+@looped
 @every_case
 def test_only_a_direction_that_combines_changes_the_perturbed_gradient(name: str, options: dict) -> None:
     problem = Problem(name, options)
@@ -149,6 +163,7 @@ def test_only_a_direction_that_combines_changes_the_perturbed_gradient(name: str
         assert same_bits(bits(problem.combine(problem.g, problem.h)), bits(problem.h))
 
 
+@looped
 @every_dtype
 @every_combining_case
 def test_what_is_combined_has_the_dtype_of_the_gradient_and_its_scale(
@@ -161,6 +176,7 @@ def test_what_is_combined_has_the_dtype_of_the_gradient_and_its_scale(
     assert relative_error([s / 256 for s in scaled], combined) < RELATIVE[dtype]
 
 
+@looped
 @every_dtype
 @every_combining_case
 def test_the_plain_gradient_is_left_alone_where_nothing_moved(name: str, options: dict, dtype: torch.dtype) -> None:
@@ -170,6 +186,7 @@ def test_the_plain_gradient_is_left_alone_where_nothing_moved(name: str, options
     assert same_bits(bits(problem.combine(problem.g, problem.g)), bits(problem.g))
 
 
+@looped
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 @pytest.mark.parametrize("which", ["g", "h", "both"])
 @every_combining_case
@@ -188,6 +205,7 @@ def test_a_zero_gradient_leaves_the_perturbed_one_as_it_is(name: str, options: d
     assert same_bits(bits(problem.combine(problem.g, zero)), bits(zero))
 
 
+@looped
 @every_case
 def test_gradients_may_be_laid_out_otherwise_than_their_weights(name: str, options: dict) -> None:
     """Also where a weight is so large that a CPU works on it in pieces."""
@@ -238,6 +256,7 @@ def test_state_survives_a_checkpoint(name: str, options: dict, tmp_path: object)
         assert same_bits(bits(act(problem.variant, scale)), bits(act(resumed, scale)))
 
 
+@looped
 @every_name
 def test_the_state_of_another_variant_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="of_another_variant"):
@@ -247,6 +266,7 @@ def test_the_state_of_another_variant_is_refused(name: str) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # In a step, and in words
 # ----------------------------------------------------------------------------------------------------------------------
+@looped
 @every_case
 def test_a_step_restores_the_weights_and_changes_the_gradient(name: str, options: dict) -> None:
     model, x = Classifier().double(), torch.randn(16, 5, dtype=torch.float64)
@@ -258,6 +278,7 @@ def test_a_step_restores_the_weights_and_changes_the_gradient(name: str, options
     assert relative_error([p.grad for p in model.parameters()], clean) > 1e-3
 
 
+@looped
 @every_name
 def test_a_variant_names_itself_and_its_paper(name: str) -> None:
     variant = VARIANTS[name]
@@ -267,6 +288,7 @@ def test_a_variant_names_itself_and_its_paper(name: str) -> None:
     assert all(f"{key} " in variant.citation for key in ("title", "author", "year", "url"))
 
 
+@looped
 @every_name
 def test_a_variant_documents_each_option(name: str) -> None:
     parameters = inspect.signature(VARIANTS[name]).parameters
@@ -274,6 +296,7 @@ def test_a_variant_documents_each_option(name: str) -> None:
     assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters.values())
 
 
+@looped
 @every_name
 def test_instances_do_not_share_state(name: str) -> None:
     assert make_variant(name).__dict__ is not make_variant(name).__dict__

@@ -14,6 +14,7 @@ from hf_sam.step.perturbation import Perturbation
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
 from hf_sam.vectors.vectors import PIECE, along, snapshot
 from tests.compare import bits, same_bits
+from tests.looped import looped
 from tests.small_models import Classifier, square_closure
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -48,8 +49,9 @@ def order(x: Tensor) -> Tensor:
     return torch.where(number < 0, -(number & 0x7FFF), number)
 
 
-@pytest.mark.parametrize(("dtype", "weight", "epsilon"), ALL_CASES)
 @every_device
+@looped
+@pytest.mark.parametrize(("dtype", "weight", "epsilon"), ALL_CASES)
 def test_the_mean_is_the_exact_sum_and_only_its_two_neighbours_occur(
     device: str, dtype: torch.dtype, weight: float, epsilon: float
 ) -> None:

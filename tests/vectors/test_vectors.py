@@ -15,6 +15,7 @@ from torch import Tensor
 from hf_sam import SAM
 from hf_sam.vectors.vectors import Ascent, accumulation_dtype, global_dot, global_norm, restore_, snapshot
 from tests.compare import INTEGERS, bits, same_bits
+from tests.looped import looped
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", FLOATS)
@@ -77,6 +78,7 @@ def test_the_norm_of_the_smallest_numbers_of_16_bits_does_not_vanish(dtype: torc
     assert global_norm(tensors).item() == pytest.approx(norm_in_numpy(tensors), rel=1e-6)
 
 
+@looped
 @pytest.mark.parametrize("magnitude", [1e-18, 1e-9, 1e9, 1e18])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_the_norm_is_right_at_any_magnitude_whose_square_float32_holds(dtype: torch.dtype, magnitude: float) -> None:
@@ -128,6 +130,7 @@ def apply(vectors: list[Tensor], length: float) -> Ascent:
     return SAM().ascend(vectors, snapshot(vectors), length)
 
 
+@looped
 @pytest.mark.parametrize("length", [0.0, 1e-4, 0.05, 10.0])
 @every_dtype
 def test_scaled_vectors_have_the_length_asked_for(dtype: torch.dtype, length: float) -> None:
@@ -138,6 +141,7 @@ def test_scaled_vectors_have_the_length_asked_for(dtype: torch.dtype, length: fl
     assert global_norm(ascent.epsilon).item() == pytest.approx(length, rel=rounding)
 
 
+@looped
 @pytest.mark.parametrize("size", [1e-6, 1e-4, 1.0, 100.0])
 @every_dtype
 def test_the_length_does_not_depend_on_how_long_the_vectors_were(dtype: torch.dtype, size: float) -> None:
@@ -165,6 +169,7 @@ def test_a_scaled_vector_is_parallel_and_as_long_as_asked(values: list[float], l
         assert not ascent.epsilon[0].any()
 
 
+@looped
 @pytest.mark.parametrize("value", [0.0, float("inf"), float("-inf"), float("nan")])
 @every_dtype
 def test_a_vector_without_a_length_becomes_zero_and_is_reported(dtype: torch.dtype, value: float) -> None:

@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 from hf_sam.parameters.choose import checked_filter, chosen
+from tests.looped import looped
 from tests.parameters.zoo import build
 from tests.small_models import Classifier, Tied
 
@@ -14,6 +15,7 @@ from tests.small_models import Classifier, Tied
 # ----------------------------------------------------------------------------------------------------------------------
 # The text alone
 # ----------------------------------------------------------------------------------------------------------------------
+@looped
 @pytest.mark.parametrize("which", ["all", "norm", "no_norm", "last:1", "last:12", "adapters", r"layer\.\d+\.", "last"])
 def test_a_choice_that_can_be_is_returned(which: str) -> None:
     assert checked_filter(which) == which
@@ -33,6 +35,7 @@ WRONG = {
 }
 
 
+@looped
 @pytest.mark.parametrize("which", WRONG)
 def test_a_choice_that_cannot_be_is_an_error_with_the_rule(which: str) -> None:
     with pytest.raises(ValueError, match=WRONG[which]):

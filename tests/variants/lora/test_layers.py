@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hf_sam.step_context import StepContext
 from hf_sam.variants.lora.bar import NBAR, OBAR
 from hf_sam.variants.lora.flat_lora import FlatLoRA
-from tests.variants.adapted import Headed, Net, adapted, factors, layer, peft
+from tests.looped import looped
+from tests.variants.lora.adapted import Headed, Net, adapted, factors, layer, peft
 
 MOMENT = StepContext(step=10, steps=10, lr=0.1)
 
@@ -131,6 +132,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
+@looped
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_weight_that_cannot_take_the_noise_is_refused_with_the_way_out(case: str) -> None:
     make, message = REFUSED[case]

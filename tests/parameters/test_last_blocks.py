@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from hf_sam.parameters.choose import chosen
+from tests.looped import looped
 from tests.parameters.zoo import GPT2, KINDS, STACKED, VISION, Own, build, output, stack_of
 
 CONVOLUTION = ("conv.weight", "conv.bias", "LayerNorm.weight", "LayerNorm.bias")
@@ -71,20 +73,23 @@ def reached(model: nn.Module, path: str) -> tuple[set[str], list[set[str]]]:
     return used, [{name_of[p] for p in leaves_behind(seen)} for seen in entered]
 
 
+built = functools.cache(build)  # for what changes nothing of the model
 CASES = [(name, k) for name in STACKED for k in range(1, KINDS[name].blocks + 1)]
 # Choosing less than could be costs nothing. This convolution runs after the first block.
 LEFT_OUT = {("deberta", 3): {"deberta.encoder.conv." + n for n in CONVOLUTION}}
 
 
+@looped
 @pytest.mark.parametrize(("name", "k"), CASES, ids=lambda v: str(v).replace(" ", "-"))
 def test_the_last_blocks_and_what_runs_after_them(name: str, k: int) -> None:
-    model = build(name)
+    model = built(name)
     got = chosen(model, f"last:{k}")
     assert set(got) == listed(name, model, k)
     assert list(got) == [n for n in names(model) if n in got]
     assert all(p is dict(model.named_parameters())[n] for n, p in got.items())
 
 
+@looped
 @pytest.mark.parametrize("name", STACKED, ids=lambda name: name.replace(" ", "-"))
 def test_autograd_agrees(name: str) -> None:
     """What is chosen is what has a gradient and does not act through the inputs of the blocks."""

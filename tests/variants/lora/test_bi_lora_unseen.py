@@ -16,7 +16,7 @@ from transformers import set_seed
 from hf_sam.step_context import StepContext
 from hf_sam.variants.lora.bi_lora import BiLoRA
 from tests.compare import bits, same_bits
-from tests.variants.adapted import Headed, adapted, backward, data, factors, layer, peft
+from tests.variants.lora.adapted import Headed, adapted, backward, data, factors, layer, peft
 
 LR, RHO = 0.1, 0.3
 MOMENT = StepContext(lr=LR)

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_sam.step_context import StepContext
 from hf_sam.variants.lora.flat_lora import FlatLoRA
 from tests.compare import bits, same_bits
-from tests.variants.adapted import layer, peft
+from tests.variants.lora.adapted import layer, peft
 
 RHO = 0.3
 LATE = StepContext(step=10, steps=10, seed=3)  # the noise is at its full strength

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hf_sam.parameters.choose import chosen, frozen_except
 from tests.compare import relative_error
 from tests.distributed.launch import FSDP2_ON_CPU
+from tests.looped import looped
 from tests.parameters.zoo import build, output
 from tests.tolerances import RELATIVE
 
@@ -39,6 +40,7 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 WHICH = ["norm", "no_norm", "last:1", "last:2", r"query|q_lin|\.q\.|c_attn|q_proj", "bias|norm"]
 
 
+@looped
 @pytest.mark.parametrize("which", WHICH)
 @pytest.mark.parametrize("name", ["bert mlm", "gpt2", "llama tied", "t5", "vit", "mpnet"])
 def test_the_chosen_get_the_gradient_they_always_get_and_the_others_none(name: str, which: str) -> None:

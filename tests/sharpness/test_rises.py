@@ -79,6 +79,7 @@ def test_m_sharpness_has_an_epsilon_for_each_group(quadratic: Any, m: int) -> No
     assert found.gradients == pytest.approx(1)  # one gradient over all examples, however they are grouped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rho", [0.1, 3.0])
 def test_the_worst_case_is_the_maximum_in_the_ball(quadratic: Any, rho: float) -> None:
     """The maximum of a quadratic in a ball, from its optimality condition (lambda - A) eps = g, ||eps|| = rho."""
@@ -103,6 +104,7 @@ def test_the_adaptive_worst_case_stays_in_its_own_ball_and_beats_one_step(quadra
     assert found.norm <= 0.5 * (np.abs(parts(*quadratic)[2]) + 0.01).max()
 
 
+@pytest.mark.slow
 def test_the_average_case_is_the_trace(quadratic: Any) -> None:
     found = analyzer(quadratic).average_case(0.3, n=400)
     expected = 0.3**2 * np.trace(quadratic[0].a.numpy()) / (2 * SIZE)
@@ -129,6 +131,7 @@ def test_for_small_rho_sam_sharpness_is_rho_times_the_norm_of_the_gradient() -> 
     assert one.sam_sharpness(1e-4).value == pytest.approx(1e-4 * norm, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_per_module_is_the_block_of_the_hessian() -> None:
     model, examples = build("bert")
     found = SharpnessAnalyzer(model, examples, dtype="float64").per_module(["encoder.layer.*", "classifier"], 300)

@@ -14,9 +14,10 @@ from hf_sam.step_context import StepContext
 from hf_sam.variants.lora.bar import BAR, NBAR, OBAR
 from hf_sam.vectors.vectors import snapshot
 from tests.compare import bits, same_bits
+from tests.looped import looped
 from tests.reference import lora_numpy, sam_numpy
 from tests.tolerances import RELATIVE
-from tests.variants.adapted import (
+from tests.variants.lora.adapted import (
     SCALING,
     STEPS,
     Headed,
@@ -147,6 +148,7 @@ def test_nbar_leaves_a_layer_alone_that_the_loss_did_not_reach() -> None:
     assert not same_bits(bits(factors(model, "first")), before["first"])
 
 
+@looped
 @both
 @pytest.mark.parametrize("how", ["frozen", "no gradient"])
 @pytest.mark.parametrize("which", [0, 1])

@@ -25,6 +25,7 @@ def other(model: torch.nn.Module) -> torch.nn.Module:
     return changed
 
 
+@pytest.mark.slow
 def test_values_are_those_of_the_folds_and_differences_those_of_a_paired_t_test() -> None:
     model, examples = build("bert")
     found = compare(
@@ -42,6 +43,7 @@ def test_values_are_those_of_the_folds_and_differences_those_of_a_paired_t_test(
         assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
 
 
+@pytest.mark.slow
 def test_a_model_does_not_differ_from_itself() -> None:
     model, examples = build("bert")
     found = compare(

@@ -19,7 +19,7 @@ from hf_sam.step_context import StepContext
 from hf_sam.variants.base import Regulariser
 from hf_sam.variants.lora.bar import NBAR, OBAR
 from hf_sam.variants.lora.bi_lora import BiLoRA
-from tests.variants.adapted import adapted, factors, layer, trained_tensors
+from tests.variants.lora.adapted import adapted, factors, layer, trained_tensors
 
 STEPS, LR, STRENGTH = 6, 0.1, 0.5
 

@@ -18,7 +18,7 @@ from hf_sam.variants.lora.flat_lora import FlatLoRA
 from tests.compare import bits, same_bits
 from tests.reference import lora_numpy, sam_numpy
 from tests.tolerances import RELATIVE
-from tests.variants.adapted import (
+from tests.variants.lora.adapted import (
     SCALING,
     STEPS,
     Headed,

@@ -19,7 +19,7 @@ from hf_sam.trainer.state_file import load_state, save_state
 from hf_sam.variants.lora.bi_lora import BiLoRA
 from tests.reference import lora_numpy, sam_numpy
 from tests.tolerances import RELATIVE
-from tests.variants.adapted import (
+from tests.variants.lora.adapted import (
     SCALING,
     STEPS,
     Mixed,

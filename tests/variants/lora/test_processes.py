@@ -17,7 +17,7 @@ ENGINES = ["ddp", "fsdp2"] if FSDP2_ON_CPU else ["ddp"]
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_train_as_one_does(engine: str, tmp_path: Path) -> None:
-    command = torchrun(2, "tests.variants.lora_loop", tmp_path, engine)
+    command = torchrun(2, "tests.variants.lora.processes_worker", tmp_path, engine)
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     for rank in range(2):
