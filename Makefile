@@ -42,7 +42,7 @@ setup: $(STAMP)  ## install everything into .venv (nothing to do when it is up t
 run: $(STAMP)  ## the main job: AdamW against SAM on noisy digits, side by side
 	@$(VENV)/bin/python scripts/side_by_side.py
 
-test: $(STAMP)  ## the fast tests, in two minutes
+test: $(STAMP)  ## the fast tests
 	@$(VENV)/bin/python -m pytest $(PARALLEL) -m "$(FAST)" $(PYTEST_ARGS)
 
 test-slow: $(STAMP)  ## the slow ones and real data
