@@ -30,7 +30,9 @@ def test_the_length_of_sam_is_rho() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "scaled"), [(ASAM(), [0, 2]), (ASAM(eta=1.0), [0, 2]), (ASAMOnAll(), [0, 1, 2, 3])], ids=str
+    ("variant", "scaled"),
+    [(ASAM(), [0, 2]), (ASAM(eta=1.0), [0, 2]), (ASAMOnAll(), [0, 1, 2, 3])],
+    ids=["asam", "eta", "all"],
 )
 def test_the_length_of_asam_seen_through_t_is_rho(variant: ASAM, scaled: list[int]) -> None:
     w, g = weights_and_gradient()
@@ -52,7 +54,9 @@ def test_asam_ignores_a_rescaling_of_the_weights_that_keeps_the_function() -> No
 
 
 @pytest.mark.parametrize(
-    ("variant", "expected"), [(ASAM(eta=0), [0]), (ASAMOnAll(), [0, 1, 2]), (ASAMByName(eta=0), [0, 2])], ids=str
+    ("variant", "expected"),
+    [(ASAM(eta=0), [0]), (ASAMOnAll(), [0, 1, 2]), (ASAMByName(eta=0), [0, 2])],
+    ids=["asam", "all", "by name"],
 )
 def test_scales_says_which_weights_count(variant: ASAM, expected: list[int]) -> None:
     w = [nn.Parameter(torch.full(s, 2.0)) for s in ((2, 2), (2,), (2,))]
