@@ -17,8 +17,6 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from tests.slow_by_name import SLOW
-
 # Two threads on a busy two-core machine are slower than one, and one adds in a fixed order.
 torch.set_num_threads(1)
 transformers_logging.disable_progress_bar()
@@ -36,12 +34,8 @@ def seed() -> None:
     set_seed(0)
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests that are listed by name, and skip what needs a GPU where there is none."""
-    for item in items:
-        if item.name in SLOW or getattr(item, "originalname", None) in SLOW:
-            item.add_marker(pytest.mark.slow)
+    """Skip what needs a GPU where there is none."""
     if torch.cuda.is_available():
         return
     for item in items:

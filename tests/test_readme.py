@@ -7,8 +7,6 @@ import itertools
 import re
 from pathlib import Path
 
-from tests.slow_by_name import SLOW
-
 TESTS = Path(__file__).parent
 README = (TESTS / "README.md").read_text(encoding="utf-8")
 MAKEFILE = (TESTS.parent / "Makefile").read_text(encoding="utf-8")
@@ -53,8 +51,3 @@ def test_every_test_is_in_exactly_one_part_whatever_its_markers() -> None:
         marks = dict(zip(MARKERS, given, strict=True))
         parts = [part for part, expression in chosen.items() if eval(expression, {}, marks)]
         assert len(parts) == 1, (marks, parts)
-
-
-def test_every_slow_test_that_is_listed_by_name_exists() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
-    assert set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE)) >= SLOW

@@ -19,6 +19,7 @@ from scripts.benchmarks.common.peers import LOOPS
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf_sam", "hf_sam, gsam"])
 def test_ours_survive_all_of_it(name: str) -> None:
     found = checks(LOOPS[name])
@@ -31,6 +32,7 @@ def test_ours_survive_all_of_it(name: str) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pytorch-optimizer SAM", "davda54/sam, from its formula", "pytorch-optimizer GSAM"])
 def test_the_checks_see_what_breaks_elsewhere(name: str) -> None:
     found = checks(LOOPS[name])

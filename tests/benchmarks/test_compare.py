@@ -57,6 +57,7 @@ def by_cell(folder: Path) -> dict[Cell, dict[str, Any]]:
     return {Cell(row["task"], row["method"], row["seed"]): row for row in read_runs(folder)}
 
 
+@pytest.mark.slow
 def test_each_cell_runs_once_and_says_what_it_was(finished: Path) -> None:
     rows = by_cell(finished / "runs")
     assert set(rows) == {Cell("noise", m, s) for m in ("adamw", "sam", "chosen", "longer") for s in (1, 2)}
@@ -76,6 +77,7 @@ def test_each_cell_runs_once_and_says_what_it_was(finished: Path) -> None:
     assert sam["peak_memory"] > 1e8
 
 
+@pytest.mark.slow
 def test_a_radius_is_chosen_on_held_out_training_data_with_another_seed(finished: Path) -> None:
     candidates = {row["arguments"]["rho"]: row for row in read_runs(finished / "choosing")}
     assert sorted(candidates) == [0.02, 5.0]
@@ -90,6 +92,7 @@ def test_a_radius_is_chosen_on_held_out_training_data_with_another_seed(finished
         assert row["eval_samples"] == 360
 
 
+@pytest.mark.slow
 def test_the_baseline_gets_as_many_steps_as_fit_into_the_other_ones_time(finished: Path) -> None:
     rows = by_cell(finished / "runs")
     for seed in (1, 2):
@@ -102,6 +105,7 @@ def test_the_baseline_gets_as_many_steps_as_fit_into_the_other_ones_time(finishe
     assert rows[Cell("noise", "longer", 2)]["steps_factor"] == pytest.approx(sum(ratios) / 2)
 
 
+@pytest.mark.slow
 def test_a_run_that_needs_anothers_time_waits_for_it(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +117,7 @@ def test_a_run_that_needs_anothers_time_waits_for_it(
     assert [row["method"] for row in read_runs(tmp_path / "out" / "runs")] == ["adamw"]
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_json(file: Path, tmp_path: Path) -> None:
     command = [str(file), "--output", str(tmp_path / "out"), "--seeds", "1", "--methods", "adamw"]
     assert compare.main([*command, "--set", "learning_rate=1e30", "warmup_steps=0", "lr_scheduler_type=constant"]) == 0
@@ -122,6 +127,7 @@ def test_a_diverged_run_is_json(file: Path, tmp_path: Path) -> None:
     assert row["curves"]["eval"][-1][1] is None
 
 
+@pytest.mark.slow
 def test_models_are_kept_where_they_are_wanted(file: Path, tmp_path: Path) -> None:
     command = [str(file), "--output", str(tmp_path / "out"), "--seeds", "1", "--methods", "sam"]
     assert compare.main([*command, "--keep", str(tmp_path / "models")]) == 0
@@ -231,6 +237,7 @@ def test_runs_of_one_task_have_one_metric(tmp_path: Path) -> None:
         read_runs(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_summary_compares_seed_by_seed(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     assert summary["baseline"] == "adamw"
@@ -246,6 +253,7 @@ def test_the_summary_compares_seed_by_seed(finished: Path) -> None:
     assert lines["chosen"]["same_time"] is None
 
 
+@pytest.mark.slow
 def test_the_summary_alone_runs_nothing(file: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in (finished / "runs").iterdir()}
     assert compare.main([str(file), "--output", str(finished), "--summary", "--seeds", "1", "2", "3"]) == 0

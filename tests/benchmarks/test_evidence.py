@@ -56,6 +56,7 @@ def test_a_table_of_differences_has_intervals_p_values_and_the_same_time(results
     assert lines[3] == "| full, against adamw in its time |  | +24.0 (+14.1 to +33.9) |"
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_panel_per_data_set_and_a_line_per_method(results: Path, tmp_path: Path) -> None:
     grid, summary = read(results, "noise")
     figure = noise_plot.figure_of(grid, summary)

@@ -31,6 +31,7 @@ def test_the_tables_in_the_readme_are_those_of_the_result_files() -> None:
     assert plot.main(["--check"]) == 0, "run `make results`"
 
 
+@pytest.mark.slow
 def test_another_measurement_is_seen(results: Path) -> None:
     path = results / "bench" / "cpu.json"
     changed = json.loads(path.read_text(encoding="utf-8"))
@@ -39,6 +40,7 @@ def test_another_measurement_is_seen(results: Path) -> None:
     assert plot.main(["--check", "--results", str(results)]) == 1
 
 
+@pytest.mark.slow
 def test_tables_and_figures_are_written(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     emptied = re.sub(

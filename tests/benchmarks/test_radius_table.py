@@ -63,6 +63,7 @@ def test_the_table_has_means_spreads_and_the_difference_to_the_best(grid: Grid, 
     ]
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_task_per_column_and_a_direction_per_row(
     grid: Grid, results: Results, tmp_path: Path
 ) -> None:

@@ -269,6 +269,7 @@ def test_a_callback_may_change_the_settings(later: dict[str, Any], expected: lis
     assert not torch.equal(weights(trainer), weights(trained([])))
 
 
+@pytest.mark.slow
 def test_target_ascent_moves_the_radius_towards_its_target(tmp_path: Path) -> None:
     schedule = {"target": 0.02, "smoothing": 0.0, "max_change": 0.3}
     sam = SAMConfig(rho=0.01, rho_schedule="target_ascent", rho_schedule_kwargs={**schedule, "rho_max": 5.0})
@@ -303,6 +304,7 @@ def test_auto_is_in_sizes_of_the_weights_without_a_gradient(
     assert all(0.25 * typical < rho < 1.5 * (typical + 0.01) for rho in radii)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epochs", "told"), [(4, True), (5, False)])
 def test_auto_counts_epochs_and_says_so_where_there_are_too_few(
     epochs: int, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -342,6 +344,7 @@ def test_auto_says_what_it_does_where_the_length_of_the_data_is_unknown(
     assert "data of unknown length, which are an epoch until they are repeated, and is plain training" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["batch", "micro_batch"])
 @pytest.mark.parametrize("direction", ["sam", "asam"])
 def test_auto_has_the_rise_that_it_asks_for(
@@ -356,6 +359,7 @@ def test_auto_has_the_rise_that_it_asks_for(
         assert log["sam/sharpness"] == pytest.approx(2e-5, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scope", "accumulation"), [("batch", 1), ("batch", 2), ("micro_batch", 2)])
 def test_loss_budget_has_the_first_order_rise_that_was_asked_for(scope: str, accumulation: int, tmp_path: Path) -> None:
     schedule = {"rho_schedule": "loss_budget", "rho_schedule_kwargs": {"sigma": 1e-3}}

@@ -145,7 +145,7 @@ def test_a_run_takes_its_directions_strength_and_units(variant: str) -> None:
     w, v = drawn(SHAPES, DTYPES[:1], 1), drawn(SHAPES, DTYPES[:1], 2)
     norm, size = math.sqrt(global_dot(v, v).item()), expected_size(w, v)
     rise = {"sam": RISE / norm, "asam": RISE / (norm * size)}
-    expected = rise[variant] if variant in rise else policy.direction.auto_strength * size
+    expected = rise[variant] if variant in rise else policy.variant.auto_strength * size
     assert policy.length(plan)(w, v).item() == pytest.approx(expected, rel=1e-6)
 
 

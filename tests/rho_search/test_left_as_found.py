@@ -56,6 +56,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_after_it_is_the_run_without_it(case: str, tmp_path: Any) -> None:
     family, options = CASES[case]
@@ -178,6 +179,7 @@ def own_optimizer(kind: str, model: nn.Module) -> tuple[Any, Any]:
     return optimizer, scheduler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_an_optimizer_and_a_schedule_of_the_users_keep_their_state(kind: str, tmp_path: Any) -> None:
     runs = []
@@ -201,6 +203,7 @@ def test_an_optimizer_and_a_schedule_of_the_users_keep_their_state(kind: str, tm
     assert differences(*runs) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [SAMTrainer, SAMScaled])
 def test_a_trainer_that_has_trained_is_left_alone_too(cls: type, tmp_path: Any) -> None:
     trainer: Any = trainer_for("llama", tmp_path, sam=SAMConfig(rho=0.1), classes=(Trainer, cls), max_steps=3)
@@ -215,6 +218,7 @@ def test_a_trainer_that_has_trained_is_left_alone_too(cls: type, tmp_path: Any) 
     assert {k: id(v) for k, v in vars(trainer.optimizer).items()} == {k: id(v) for k, v in wrapper.items()}
 
 
+@pytest.mark.slow
 def test_a_model_made_by_model_init_is_made_anew_by_the_run(tmp_path: Any) -> None:
     runs = []
     for first in (False, True):
@@ -286,6 +290,7 @@ class Interrupted(SAMTrainer):
         return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "resnet"])
 @pytest.mark.parametrize(
     "at", [1, 2, 3, 5, 7], ids=["first step", "second step", "clean pass", "perturbed", "second batch"]

@@ -61,6 +61,7 @@ def trained(
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "vit", "llama"])
 @pytest.mark.parametrize("labels", [3, 1])
 def test_micro_batches_of_any_size_train_the_same_model(kind: str, labels: int, tmp_path: Path) -> None:

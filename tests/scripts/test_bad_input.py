@@ -112,6 +112,7 @@ def test_names_on_the_hub_without_network(refuses: Refuses, tmp_path: Path, bert
     refuses(["--task", "image", "--dataset_name", "no/images", *out], "--dataset_name no/images", "cannot be read")
 
 
+@pytest.mark.slow
 def test_a_model_of_another_kind(refuses: Refuses, sst2: list[object], tmp_path: Path, bert: Path) -> None:
     refuses(
         ["--model_name_or_path", bert, "--output_dir", tmp_path / "out", "--use_cpu"], "--model_name_or_path", "bert"

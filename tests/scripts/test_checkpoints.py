@@ -36,6 +36,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(bool((a[key] == b[key]).all()) for key in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"]
 )
@@ -50,6 +51,7 @@ def test_a_truncated_or_missing_file_is_damage(trained: tuple[list[Any], Path], 
     assert name == "rng_state.pth" or find_damage(checkpoint)
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_passed_over_and_the_result_is_the_same(
     trained: tuple[list[Any], Path], run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -65,6 +67,7 @@ def test_a_truncated_checkpoint_is_passed_over_and_the_result_is_the_same(
     assert find_damage(folder / "checkpoint-6") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", [False, True])
 def test_a_vit_whose_tensors_are_renamed_in_the_file_comes_back_exactly(best: bool, run: Run, tmp_path: Path) -> None:
     argv: list[Any] = ["--max_steps", 4, "--save_steps", 2, "--eval_steps", 2, "--use_cpu", "--disable_tqdm", "True"]
@@ -83,12 +86,14 @@ def test_a_vit_whose_tensors_are_renamed_in_the_file_comes_back_exactly(best: bo
     assert same(weights(tmp_path / "out"), finished)
 
 
+@pytest.mark.slow
 def test_an_incomplete_checkpoint_given_by_name_is_refused(trained: tuple[list[Any], Path], refuses: Any) -> None:
     argv, folder = trained
     (folder / "checkpoint-3" / "optimizer.pt").unlink()
     refuses([*argv, "--resume_from_checkpoint", folder / "checkpoint-3"], "checkpoint-3", "incomplete", "optimizer.pt")
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_refused_and_replaced_only_on_request(
     trained: tuple[list[Any], Path], run: Run, refuses: Any
 ) -> None:
@@ -103,6 +108,7 @@ def test_a_finished_folder_is_refused_and_replaced_only_on_request(
     assert (folder / "notes.txt").is_file()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(
     trained: tuple[list[Any], Path], refuses: Any, bert: Path, tmp_path: Path
 ) -> None:
@@ -118,6 +124,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_asking_to_resume_where_nothing_is_starts_from_the_beginning(
     run: Run, sst2: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -126,6 +133,7 @@ def test_asking_to_resume_where_nothing_is_starts_from_the_beginning(
     assert "starts from the beginning" in caplog.text
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_without_checkpoints_is_refused(trained: tuple[list[Any], Path], refuses: Any) -> None:
     argv, folder = trained
     for path in checkpoints(folder):

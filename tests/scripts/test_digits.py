@@ -29,6 +29,7 @@ def test_the_split_is_stratified_and_complete() -> None:
     assert all(34 <= test["label"][:].count(digit) <= 38 for digit in range(10))
 
 
+@pytest.mark.slow
 def test_label_noise_depends_on_the_seed_and_spares_the_evaluation_labels() -> None:
     clean, noisy, again, other = built(), built("--label_noise", "0.4"), built("--label_noise", "0.4"), None
     other = built("--label_noise", "0.4", "--seed", "1")
@@ -53,6 +54,7 @@ def test_the_recipes_differ_only_in_the_method() -> None:
     assert rest[0] == rest[1] == rest[2]
 
 
+@pytest.mark.slow
 def test_a_short_run_reports_everything_and_loads_in_a_process_without_hf_sam(run: Run, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     argv = [

@@ -44,6 +44,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 # ----------------------------------------------------------------------------------------------------------------------
 # What it writes
 # ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_writes_numbers_and_a_picture_and_says_what_to_do(run: Run, sst2: list[object], tmp_path: Path) -> None:
     status, output, errors = run(*sst2, *QUICK, "--seed", 3)
     assert status == 0, errors
@@ -62,12 +63,14 @@ def test_writes_numbers_and_a_picture_and_says_what_to_do(run: Run, sst2: list[o
         assert picture.size > (800, 500)
 
 
+@pytest.mark.slow
 def test_training_goes_into_the_same_folder_afterwards(run: Run, sst2: list[object], tmp_path: Path) -> None:
     assert run(*sst2, *QUICK)[0] == 0
     assert finetune([str(argument) for argument in sst2]) == 0
     assert (tmp_path / "out" / "find_rho.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_recipe_and_other_places(run: Run, tmp_path: Path) -> None:
     recipe = ROOT / "scripts" / "recipes" / "digits_noise_sam.yaml"
     places = ["--json", tmp_path / "a" / "numbers.json", "--plot", tmp_path / "b" / "picture.svg"]
@@ -81,6 +84,7 @@ def test_a_recipe_and_other_places(run: Run, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").iterdir())
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_numbers(run: Run, tmp_path: Path) -> None:
     found = []
     for _ in range(2):
@@ -187,6 +191,7 @@ def test_the_recommendation_lies_on_the_curve_between_two_radii() -> None:
     assert "Euclidean" not in axes.get_xlabel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [(-0.01, 0.1, 0.0), (math.nan, math.inf, math.inf), (0.1, 0.2, math.inf)], ids=str)
 @pytest.mark.parametrize("rho", [0.1, 0.15, 0.2, 0.3])
 def test_rises_without_a_logarithm_leave_gaps(row: tuple[float, ...], rho: float, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def run(trainer_class: type[SAMTrainer], folder: Path, dropout: float) -> SAMTra
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dropout", "same"), [(0.5, False), (0.0, True)])
 def test_the_second_pass_has_masks_of_its_own_where_there_are_any(tmp_path: Path, dropout: float, same: bool) -> None:
     ours = run(SAMTrainer, tmp_path / "ours", dropout)

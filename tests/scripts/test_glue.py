@@ -41,6 +41,7 @@ def argv(task: str, bert: Path, folder: Path) -> list[Any]:
     return [*arguments, "--use_cpu", "--disable_tqdm", "True"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", GLUE)
 def test_each_task_from_local_files(task: str, run: Run, bert: Path, tmp_path: Path) -> None:
     assert run(*argv(task, bert, tmp_path))[0] == 0
@@ -75,6 +76,7 @@ def test_prediction_file_pipeline_and_test_metrics_agree(run: Run, bert: Path, t
     assert [answer["label"] for answer in classify(pairs)] == written
 
 
+@pytest.mark.slow
 def test_labels_are_matched_by_name_whatever_their_order(tmp_path: Path, tokenized: Any) -> None:
     names = ["positive", "negative"]  # the other way round than GLUE
     features = Features({"sentence": Value("string"), "label": ClassLabel(names=names)})
@@ -101,12 +103,14 @@ def tokenized(bert: Path, tmp_path: Path) -> Callable[[Path], list[int]]:
     return labels
 
 
+@pytest.mark.slow
 def test_label_noise_flips_training_labels_only(run: Run, sst2: list[Any], tmp_path: Path) -> None:
     assert run(*sst2, "--label_noise", "0.25")[0] == 0
     results = json.loads((tmp_path / "out" / "all_results.json").read_text(encoding="utf-8"))
     assert (results["label_noise"], results["flipped_labels"]) == (0.25, 3)
 
 
+@pytest.mark.slow
 def test_evaluating_a_trained_model_writes_no_model(run: Run, sst2: list[Any], bert: Path, tmp_path: Path) -> None:
     at = sst2.index("--train_file")
     assert run(*sst2[:at], *sst2[at + 2 :], "--do_train", "False")[0] == 0
@@ -114,6 +118,7 @@ def test_evaluating_a_trained_model_writes_no_model(run: Run, sst2: list[Any], b
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_early_stopping_keeps_the_best_model(run: Run, sst2: list[Any], tmp_path: Path) -> None:
     stop = ["--early_stopping_patience", 2, "--num_train_epochs", 20, "--learning_rate", 0]
     assert run(*sst2, *stop)[0] == 0  # with learning rate 0 nothing gets better after the first evaluation
@@ -121,6 +126,7 @@ def test_early_stopping_keeps_the_best_model(run: Run, sst2: list[Any], tmp_path
     assert results["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_the_baseline_runs_every_batch_once(run: Run, sst2: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import BertForSequenceClassification
 
@@ -140,6 +146,7 @@ def test_the_baseline_runs_every_batch_once(run: Run, sst2: list[Any], monkeypat
     assert (plain, sum(calls)) == (3, 6)
 
 
+@pytest.mark.slow
 def test_results_are_strict_json_and_the_card_has_the_facts(run: Run, sst2: list[Any], tmp_path: Path) -> None:
     assert run(*sst2)[0] == 0
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

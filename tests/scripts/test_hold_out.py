@@ -32,6 +32,7 @@ def rows_of(data: Any) -> list[tuple[bytes, int]]:
     return sorted((data[row]["pixel_values"].numpy().tobytes(), int(data[row]["labels"])) for row in range(len(data)))
 
 
+@pytest.mark.slow
 def test_the_two_parts_are_the_training_data_with_the_labels_that_are_trained_on(digits: Task) -> None:
     before = rows_of(digits.train)
     hold_out(digits, 0.25)
@@ -41,6 +42,7 @@ def test_the_two_parts_are_the_training_data_with_the_labels_that_are_trained_on
     assert sorted(rows_of(digits.train) + rows_of(split.data)) == before
 
 
+@pytest.mark.slow
 def test_the_rows_are_the_same_every_time(tmp_path: Path) -> None:
     tasks = [task_of("--output_dir", tmp_path / "out", "--seed", seed) for seed in (1, 2)]
     for task in tasks:
@@ -48,18 +50,21 @@ def test_the_rows_are_the_same_every_time(tmp_path: Path) -> None:
     assert np.array_equal(tasks[0].evaluation[""].data.indices, tasks[1].evaluation[""].data.indices)
 
 
+@pytest.mark.slow
 def test_none_changes_nothing(digits: Task) -> None:
     before = digits.train, digits.evaluation
     hold_out(digits, None)
     assert (digits.train, digits.evaluation) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1e-6, 0.9999])
 def test_an_empty_part_is_refused(share: float, digits: Task) -> None:
     with pytest.raises(UserError, match=f"--hold_out {share} of 1437 training rows leaves a set empty"):
         hold_out(digits, share)
 
 
+@pytest.mark.slow
 def test_a_text_task_evaluates_on_held_out_rows(run: Any, sst2: list[object], tmp_path: Path) -> None:
     status, errors = run(*sst2, "--hold_out", 0.25)
     assert status == 0, errors
@@ -77,10 +82,12 @@ def test_a_share_outside_of_its_range_is_refused(share: float, refuses: Any, sst
     refuses([*sst2, "--hold_out", share], "--hold_out must be in (0, 1)")
 
 
+@pytest.mark.slow
 def test_the_size_of_images_is_given_once(refuses: Any, tmp_path: Path) -> None:
     refuses(["--output_dir", tmp_path / "out", "--image_size", 16], "--image_size does nothing here", "config")
 
 
+@pytest.mark.slow
 def test_the_size_of_images_is_that_which_was_asked_for(tmp_path: Path) -> None:
     overrides = '{"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}'
     small = ["--model_type", "resnet", "--image_size", 16, "--config_overrides", overrides]

@@ -49,6 +49,7 @@ def built(*arguments: Any) -> Any:
     return TASKS["image"].build(*parsed)
 
 
+@pytest.mark.slow
 def test_a_folder_trains_and_the_pipeline_gives_the_written_predictions(
     run: Run, argv: list[Any], folders: Path
 ) -> None:
@@ -64,6 +65,7 @@ def test_a_folder_trains_and_the_pipeline_gives_the_written_predictions(
     assert model.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_a_class_missing_in_the_evaluation_folder_does_not_shift_the_labels(argv: list[Any], folders: Path) -> None:
     for split in ("train", "validation"):
         (folders / split / "between").mkdir()
@@ -76,6 +78,7 @@ def test_a_class_missing_in_the_evaluation_folder_does_not_shift_the_labels(argv
     assert set(task.evaluation[""].data.labels) == {1, 2}
 
 
+@pytest.mark.slow
 def test_an_unknown_class_in_the_evaluation_folder_is_refused(refuses: Any, argv: list[Any], folders: Path) -> None:
     (folders / "validation" / "black").mkdir()
     picture(0).save(folders / "validation" / "black" / "0.png")
@@ -83,6 +86,7 @@ def test_an_unknown_class_in_the_evaluation_folder_is_refused(refuses: Any, argv
     refuses([*argv, *split], "--validation_dir", "row 0", "dark, light", "'black'")
 
 
+@pytest.mark.slow
 def test_without_an_evaluation_set_a_share_is_held_out_the_same_for_every_seed(argv: list[Any], folders: Path) -> None:
     arguments = [*argv, "--train_dir", folders / "train", "--validation_share", "0.25"]
     tasks = [built(*arguments, "--seed", seed) for seed in (1, 2)]
@@ -124,6 +128,7 @@ def test_wrong_columns(refuses: Any, argv: list[Any], tmp_path: Path, columns: l
     refuses([*argv, "--train_file", path, "--validation_file", path, *columns], *words)
 
 
+@pytest.mark.slow
 def test_images_decoded_once_and_on_access_are_the_same(
     argv: list[Any], folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +140,7 @@ def test_images_decoded_once_and_on_access_are_the_same(
     assert all(torch.equal(once[row]["pixel_values"], lazy[row]["pixel_values"]) for row in range(len(once)))
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_evaluated_with_its_own_classes_and_processor(
     run: Run, argv: list[Any], folders: Path
 ) -> None:
@@ -145,6 +151,7 @@ def test_a_trained_model_is_evaluated_with_its_own_classes_and_processor(
     assert "eval_accuracy" in json.loads((folders / "evaluation" / "all_results.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_adapters_on_a_vit_merge_into_an_ordinary_model(run: Run, argv: list[Any], folders: Path) -> None:
     assert run(*argv, "--train_dir", folders / "train", "--lora_r", 2)[0] == 0
     assert pipeline("image-classification", model=str(folders / "out" / "merged"), device="cpu")(picture(0))

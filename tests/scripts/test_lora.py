@@ -19,12 +19,14 @@ def trained(run: Run, sst2: list[Any], tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_adapters_are_saved_small_and_load_with_peft(trained: Path) -> None:
     assert (trained / "adapter_model.safetensors").is_file()
     assert not (trained / "model.safetensors").exists()
     AutoPeftModelForSequenceClassification.from_pretrained(trained, num_labels=2)
 
 
+@pytest.mark.slow
 def test_the_merged_model_is_an_ordinary_one_with_the_same_answers(trained: Path, bert: Path) -> None:
     tokens = AutoTokenizer.from_pretrained(bert)(["the film very good", "bad"], padding=True, return_tensors="pt")
     adapted = AutoPeftModelForSequenceClassification.from_pretrained(trained, num_labels=2).eval()
@@ -36,6 +38,7 @@ def test_the_merged_model_is_an_ordinary_one_with_the_same_answers(trained: Path
     assert pipeline("text-classification", model=str(trained / "merged"), device="cpu")("good")[0]["label"]
 
 
+@pytest.mark.slow
 def test_the_body_stays_frozen_and_the_head_trains(trained: Path, bert: Path) -> None:
     before = AutoModelForSequenceClassification.from_pretrained(bert).state_dict()
     after = AutoModelForSequenceClassification.from_pretrained(trained / "merged").state_dict()
@@ -45,6 +48,7 @@ def test_the_body_stays_frozen_and_the_head_trains(trained: Path, bert: Path) ->
     assert not [key for key in changed if "embeddings" in key or "LayerNorm" in key]
 
 
+@pytest.mark.slow
 def test_resume_is_exact(run: Run, sst2: list[Any], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -46,6 +46,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+@pytest.mark.slow
 def test_code_that_comes_with_a_model_is_refused_unless_the_user_trusts_it(
     evil: Path,
     sst2: list[Any],
@@ -61,12 +62,14 @@ def test_code_that_comes_with_a_model_is_refused_unless_the_user_trusts_it(
     assert (tmp_path / "exploded").exists()
 
 
+@pytest.mark.slow
 def test_code_beside_a_known_model_is_left_alone(evil: Path, sst2: list[Any], run: Run, tmp_path: Path) -> None:
     edit_config(evil, model_type="bert")
     assert run(*sst2, "--model_name_or_path", evil)[0] == 0
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.slow
 def test_code_in_a_checkpoint_is_not_run_to_resume_from_it(
     evil: Path,
     sst2: list[Any],
@@ -138,6 +141,7 @@ def test_a_link_out_of_the_output_folder_is_refused(
     assert path.is_symlink()
 
 
+@pytest.mark.slow
 def test_a_link_within_the_output_folder_is_removed_and_not_followed(
     elsewhere: Path,
     sst2: list[Any],
@@ -152,6 +156,7 @@ def test_a_link_within_the_output_folder_is_removed_and_not_followed(
     assert (folder / "kept" / "inner" / "weights.bin").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_an_output_folder_that_is_itself_a_link_is_where_the_user_wants_it(
     sst2: list[Any],
     run: Run,
@@ -163,6 +168,7 @@ def test_an_output_folder_that_is_itself_a_link_is_where_the_user_wants_it(
     assert (tmp_path / "disk" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_names_with_dots_write_nothing_outside_of_the_output_folder(
     sst2: list[Any],
     run: Run,
