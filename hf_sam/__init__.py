@@ -4,6 +4,9 @@
 Not Segment Anything: "SAM" is the optimisation method everywhere in this package.
 """
 
+import warnings
+from typing import Any
+
 from hf_sam.config.sam_config import SAMConfig
 from hf_sam.functional import sharpness_aware_grad
 from hf_sam.rho_search.find_rho import find_rho
@@ -64,3 +67,11 @@ __all__ = [  # noqa: RUF022 (by subject, not by letter)
     "Regulariser",
     "StepContext",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Answer to the former name of `StepContext`, with a warning."""
+    if name == "Moment":
+        warnings.warn("hf_sam.Moment is called hf_sam.StepContext now.", DeprecationWarning, stacklevel=2)
+        return StepContext
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

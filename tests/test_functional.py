@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import hf_sam
 from hf_sam import VARIANTS, sharpness_aware_grad
 from hf_sam.step_context import StepContext
 from hf_sam.variants import Variant, make_variant
@@ -289,3 +290,10 @@ def test_other_directions_take_no_notice(variant: str) -> None:
         grads.append(bits(p.grad for p in model.parameters()))
     assert same_bits(grads[0], grads[1])
     assert same_bits(grads[0], grads[2])
+
+
+def test_the_former_name_of_the_context_still_imports_and_says_the_new_one() -> None:
+    with pytest.warns(DeprecationWarning, match=r"hf_sam\.StepContext"):
+        assert hf_sam.Moment is StepContext
+    with pytest.raises(AttributeError, match="no attribute 'Momentous'"):
+        hf_sam.Momentous  # noqa: B018
