@@ -64,7 +64,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "presets": preset_tables.presets,
     "radii": radii,
     "find_rho": preset_tables.find_rho,
-    "directions": bench_tables.directions,
+    "variants": bench_tables.variants,
     "savings": bench_tables.savings,
     "flatness": flatness_tables.flatness,
     "flatness bench": bench_tables.flatness_bench,

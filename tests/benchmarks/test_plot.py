@@ -66,7 +66,7 @@ def test_every_direction_has_a_line() -> None:
     from hf_sam.config.presets import PRESETS
 
     ours = {name for name, variant in VARIANTS.items() if variant.__module__.startswith("hf_sam.")}
-    assert set(words()["directions"]) == ours
+    assert set(words()["variants"]) == ours
     assert set(words()["presets"]) == set(PRESETS)
 
 

@@ -28,11 +28,11 @@ def words() -> dict[str, Any]:
     return found
 
 
-def directions(results: Path) -> list[str]:
-    """Return the table of directions."""
+def variants(results: Path) -> list[str]:
+    """Return the table of variants."""
     measured = read(results / "bench" / "cpu.json")["results"]
     rows = []
-    for name, text in words()["directions"].items():
+    for name, text in words()["variants"].items():
         module, row = VARIANTS[name].__module__, measured[text["case"]]
         cost, memory = times(row), copies(row)
         link = f"[`{module.rpartition('.')[2]}.py`]({module.replace('.', '/')}.py)"
