@@ -48,6 +48,7 @@ def test_the_example_leaves_a_bad_gradient_alone(example: dict[str, Any], bad: f
     assert epsilon.tolist() == [0, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("example")
 def test_the_example_passes_the_conformance_tests(tmp_path: Path) -> None:
     assert not list(problems("root", "as it is", tmp_path))

@@ -52,6 +52,7 @@ def hooks(model: nn.Module) -> list[list[object]]:
     return [list(m._forward_hooks.items()) for m in model.modules()]
 
 
+@pytest.mark.slow
 @looped
 @pytest.mark.parametrize("which", ["norm", "last:1", r"query|q_proj|c_attn|\.q\.", "embed|wte|shared"])
 @KINDS

@@ -83,6 +83,7 @@ def work(name: str, which: str) -> tuple[int, int]:
     return counter.get_total_flops(), sum(kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama tied", "t5", "vit"])
 def test_the_backward_pass_stops_before_the_last_blocks(name: str) -> None:
     """Each block less saves what a block costs; nothing is kept for the blocks before."""

@@ -49,6 +49,7 @@ def test_accumulation_does_not_change_the_step(variant: str, shape: str, tmp_pat
     assert (whole - cut).abs().max() <= RELATIVE[torch.float32]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_plain_sgd_is_somewhere_else(variant: str, tmp_path: Any) -> None:
     sharp = final_weights(tmp_path, "8x1", SAMConfig(rho=VARIANTS[variant], sam_variant=variant))

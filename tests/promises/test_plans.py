@@ -170,6 +170,7 @@ def test_a_part_of_a_batch_gives_the_direction_and_the_loss_of_that_part(
     assert training_logs(trainer)[0]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["batch", "micro_batch"])
 def test_the_loss_of_a_part_is_in_the_units_of_the_whole(scope: str, tmp_path: Path) -> None:
     """Every example the same: then the part's loss is the whole's, and so is its gradient."""

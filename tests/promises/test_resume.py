@@ -206,6 +206,7 @@ def test_another_variants_state_is_refused_and_nothing_is_lost(tmp_path: Path) -
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"format": 99}'])
 def test_a_damaged_state_is_refused_with_the_way_out(damage: bytes, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, SAMConfig(rho=0.2))

@@ -98,6 +98,7 @@ def test_neftune_noise(family: str, tmp_path: Any) -> None:
     assert_same_run(family, tmp_path, neftune_noise_alpha=5.0, gradient_accumulation_steps=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reentrant", "scope"),
     covering(product([True, False], SCOPES), fast=[(False, "batch")], slow=[(True, "micro_batch")]),
@@ -166,6 +167,7 @@ class Stream(IterableDataset):
         return iter(self.data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "scope"),
     covering(product(["llama", "resnet"], SCOPES), fast=[("llama", "batch")], slow=[("resnet", "micro_batch")]),

@@ -83,6 +83,7 @@ def test_targets_on_the_trainer(tmp_path: Any) -> None:
     assert_untouched(lambda: trainer_of(tmp_path, Remembering))
 
 
+@pytest.mark.slow
 def test_targets_of_a_loss_that_is_given(tmp_path: Any) -> None:
     assert_untouched(lambda: trainer_of(tmp_path, trainer_kwargs={"compute_loss_func": Targets()}))
 
@@ -120,6 +121,7 @@ class DrawingHead(nn.Module):
         return self.head(x) * (1 + self.draw())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [numpy_draw, torch_draw])
 @pytest.mark.parametrize("place", ["trainer", "loss", "module", "collator"])
 def test_a_generator_of_ones_own(place: str, draw: Any, tmp_path: Any) -> None:
@@ -153,6 +155,7 @@ class ChangesItsBatch(SAMTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
+@pytest.mark.slow
 def test_a_batch_changed_in_place_changes_the_users_data_only_in_the_users_run(tmp_path: Any) -> None:
     def first_row(rows: Any) -> Any:  # no copy: the batch is the memory of the data
         return {key: value.unsqueeze(0) for key, value in rows[0].items()}
@@ -180,6 +183,7 @@ class SecondLoader(SAMTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs) + model(**more)["loss"]
 
 
+@pytest.mark.slow
 def test_a_second_loader(tmp_path: Any) -> None:
     assert_untouched(lambda: trainer_of(tmp_path, SecondLoader))
 
@@ -200,6 +204,7 @@ class Teacher(SAMTrainer):
         return loss + (model(input_ids=inputs["input_ids"])["logits"] - goal).square().mean()
 
 
+@pytest.mark.slow
 def test_a_teacher_that_follows(tmp_path: Any) -> None:
     assert_untouched(lambda: trainer_of(tmp_path, Teacher))
 
@@ -217,6 +222,7 @@ class CountingHead(nn.Module):
         return self.head(x) / (1 + 0.01 * len(self.log))
 
 
+@pytest.mark.slow
 def test_a_counter_in_a_module(tmp_path: Any) -> None:
     def make() -> Any:
         trainer = trainer_of(tmp_path)
@@ -237,6 +243,7 @@ def test_a_counter_in_a_module(tmp_path: Any) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # Functions that close over the user's objects
 # ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_hooks_that_close_over_modules_act_on_the_copies(tmp_path: Any) -> None:
     def make() -> Any:
         trainer = trainer_of(tmp_path)
@@ -261,6 +268,7 @@ def test_hooks_that_close_over_modules_act_on_the_copies(tmp_path: Any) -> None:
     assert differences(*runs) == []
 
 
+@pytest.mark.slow
 def test_a_function_that_closes_over_the_trainer_acts_on_the_copy(tmp_path: Any) -> None:
     def make() -> Any:
         trainer = trainer_of(tmp_path)
@@ -279,6 +287,7 @@ def test_a_function_that_closes_over_the_trainer_acts_on_the_copy(tmp_path: Any)
 # ----------------------------------------------------------------------------------------------------------------------
 # What cannot be copied
 # ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["iterator of a loader", "generator", "file", "lock"])
 def test_what_cannot_be_copied_is_named_with_the_way_out(kind: str, tmp_path: Any) -> None:
     thing: Any = {
@@ -296,6 +305,7 @@ def test_what_cannot_be_copied_is_named_with_the_way_out(kind: str, tmp_path: An
     getattr(thing, "close", lambda: None)()
 
 
+@pytest.mark.slow
 def test_callbacks_and_what_only_evaluation_needs_are_not_copied(tmp_path: Any) -> None:
     trainer = trainer_of(tmp_path)
     trainer.callback_handler.callbacks[0].lock = threading.Lock()

@@ -71,17 +71,20 @@ def test_micro_batches_of_any_size_train_the_same_model(kind: str, labels: int, 
         torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_last_and_smaller_micro_batch_counts_by_its_examples(tmp_path: Path) -> None:
     whole = trained("bert", tmp_path, batch=10, accumulation=1, count=10)
     torch.testing.assert_close(trained("bert", tmp_path, batch=4, accumulation=3, count=10), whole, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_the_models_own_loss_would_fail(tmp_path: Path) -> None:
     whole = trained("bert", tmp_path, batch=8, accumulation=1, own_loss=False)
     cut = trained("bert", tmp_path, batch=2, accumulation=4, own_loss=False)
     assert (whole - cut).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [3, 1])
 @pytest.mark.parametrize("kind", ["bert", "vit"])
 def test_it_is_the_models_own_loss_without_accumulation(kind: str, labels: int, tmp_path: Path) -> None:
@@ -89,6 +92,7 @@ def test_it_is_the_models_own_loss_without_accumulation(kind: str, labels: int, 
     torch.testing.assert_close(trained(kind, tmp_path, batch=8, accumulation=1, labels=labels), own, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_label_smoothing_is_that_of_torch_and_parts_add_up() -> None:
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
