@@ -62,7 +62,7 @@ class RunState:
         self.told: set[str] = set()
         self.field_values: list[Any] = []  # of the arguments, when the settings were read
         self.candidates: list[Tensor] = []  # what may be trained
-        self.group_sizes: list[int] = []  # of the optimizer, when the candidates were listed
+        self.group_sizes: list[int] | None = None  # of the optimizer, when a step listed the candidates
         self._chosen: set[int] | None = None
         self.optimizer_checks = 0
 
@@ -109,7 +109,6 @@ class RunState:
         if self.engine is None or self.engine.model is not model:
             self.engine = engine_for(model, trainer.optimizer, trainer.accelerator)
         self.candidates = self.engine.parameters(trainer.optimizer)
-        self.group_sizes = group_sizes(trainer.optimizer)
 
     def moved_parameters(self, trainer: Any, params: list[Tensor]) -> list[Tensor]:
         """Return those of the trained parameters that `sam_parameters` lets move."""
@@ -163,11 +162,6 @@ class RunState:
             seen = torch.stack([torch.stack(part).sum() for part in (window.losses, window.rises) if part])
             loss, *rise = mean_over_processes(seen) if trainer.args.world_size > 1 else seen
             planner.radius.observe(loss, rise[0] if rise else None)
-
-
-def group_sizes(optimizer: Any) -> list[int]:
-    """Return how many parameters each group of an optimizer has; another answer says that one was added."""
-    return [len(group["params"]) for group in getattr(optimizer, "param_groups", None) or []]
 
 
 def _warn_of_few_epochs(trainer: Any, config: SAMConfig) -> None:

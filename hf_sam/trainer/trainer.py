@@ -111,7 +111,7 @@ class SAMTrainerMixin(SomeTrainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Let every process know the averages over all of them where the Trainer does so with its loss."""
-        several = self.args.world_size > 1 and self.sam_config.sam_variant != PLAIN
+        several = self.args.world_size > 1 and self._sam.config.sam_variant != PLAIN
         if several and self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._sam.averages.share(self.args.device)
         super()._maybe_log_save_evaluate(*args, **kwargs)

@@ -77,6 +77,7 @@ class TrainingStep:
         sizes = [len(group["params"]) for group in getattr(trainer.optimizer, "param_groups", None) or []]
         if run.engine is None or run.engine.model is not self.model or run.engine.relists or sizes != run.group_sizes:
             run.list_parameters(trainer, self.model)
+            run.group_sizes = sizes
         planner = run.planner or run.planner_for(trainer, run.config)
         params = [p for p in run.candidates if p.requires_grad]
         if run.optimizer_checks < 2:
@@ -235,11 +236,10 @@ class TrainingStep:
 
     def take_in(self, measurement: Measurement, rise: Tensor | None) -> None:
         """Take in what one perturbation measured."""
-        run = self.run
         self.window.descents += 1
-        run.averages.add(measurement, rise, ends_window=self.window.ends)
-        if measurement.asked_norm is not None and "rounding" not in run.told:
-            tell_realised_norm(measurement, run.config.sam_rounding, run.told)
+        self.run.averages.add(measurement, rise, ends_window=self.window.ends)
+        if measurement.asked_norm is not None and "rounding" not in self.run.told:
+            tell_realised_norm(measurement, self.run.config.sam_rounding, self.run.told)
 
     def _close_window(self) -> None:
         """Do what is done once per optimizer step, after its last pass."""
