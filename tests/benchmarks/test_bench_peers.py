@@ -42,6 +42,7 @@ def test_the_checks_see_what_breaks_elsewhere(name: str) -> None:
     assert ("differs" in found["resume from its state_dict"]) is name.startswith("davda")
 
 
+@pytest.mark.everything
 @pytest.mark.slow
 def test_the_benchmark_measures_time_memory_and_what_breaks(tmp_path: Path) -> None:
     output = tmp_path / "peers.json"

@@ -6,15 +6,18 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors import SafetensorError
 from transformers import Trainer
 
 from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.trainer.training_step import TrainingStep
 from scripts.common.checkpoints import checkpoints, find_damage
 from tests.compare import bits, same_bits
 from tests.faults.files import contents
@@ -74,11 +77,19 @@ class Plain(Struck):
         here = (self.state.global_step, self.injector.micro_batch)
         alone = self.sam_config.sam_scope == "micro_batch"
         is_due = here == (self.at.step, self.at.micro_batch) if alone else here[0] == self.at.step
-        rho, self.args.rho = self.args.rho, 0.0 if is_due else self.args.rho
-        try:
+        with mock.patch.object(TrainingStep, "_descend", nowhere) if is_due else nullcontext():
             return super().training_step(*args, **kwargs)
-        finally:
-            self.args.rho = rho
+
+
+DESCEND = TrainingStep._descend
+
+
+def nowhere(step: TrainingStep, *args: Any) -> None:
+    """Descend with a radius of zero."""
+    plan = step.window.plan
+    step.window.plan = plan._replace(rho=0.0)
+    DESCEND(step, *args)
+    step.window.plan = plan
 
 
 def result(trainer: Trainer) -> dict[str, Any]:

@@ -61,12 +61,13 @@ def test_a_few_faults_leave_unperturbed_weights_and_training_goes_on_exactly(inj
     assert inject(FAST, 3)
 
 
-@pytest.mark.everything
+@pytest.mark.slow
 def test_forty_faults_leave_unperturbed_weights_and_training_goes_on_exactly(inject: Inject) -> None:
     counts = inject(FAST, 40)
     assert not [phase for phase in PHASES if not counts[phase]]
 
 
+@pytest.mark.everything
 @pytest.mark.slow
 def test_hundreds_of_faults_leave_unperturbed_weights_and_training_goes_on_exactly(inject: Inject) -> None:
     counts = inject(ALL, 200)

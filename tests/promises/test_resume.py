@@ -63,7 +63,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path: Path) ->
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(whole, "new", "remembering", 1, -1) == 0
     kills, mode = 0, "new"
-    for n in range(6):
+    for n in range(4):
         process = start(cut, mode, "remembering", 1, -1)
         seen = len(complete_checkpoints(cut)) if cut.exists() else 0
         while process.poll() is None and (len(complete_checkpoints(cut)) if cut.exists() else 0) <= seen:

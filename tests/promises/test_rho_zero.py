@@ -144,7 +144,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inducto
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=needs_compiler)])
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[needs_compiler, pytest.mark.everything])]
+)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_torch_compile(scope: str, backend: str, tmp_path: Any) -> None:
     assert_same_run(

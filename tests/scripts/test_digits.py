@@ -81,6 +81,7 @@ def test_a_short_run_reports_everything_and_loads_in_a_process_without_hf_sam(ru
     assert "360 of 360 predictions are the same" in done.stdout
 
 
+@pytest.mark.everything
 @pytest.mark.slow
 def test_the_defaults_reach_94_percent_and_the_summary_says_how_to_load_it(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), "--use_cpu", "--disable_tqdm", "True"]

@@ -28,7 +28,11 @@ def minilm(task: str, files: Path, output: Path) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    ("task", "metrics", "variant"), [("sst2", ["accuracy"], "sam"), ("mrpc", ["accuracy", "f1"], "none")]
+    ("task", "metrics", "variant"),
+    [
+        ("sst2", ["accuracy"], "sam"),
+        pytest.param("mrpc", ["accuracy", "f1"], "none", marks=pytest.mark.everything),
+    ],
 )
 def test_minilm_learns(task: str, metrics: list[str], variant: str, run: Run, real_data: Path, tmp_path: Path) -> None:
     arguments = minilm(task, real_data / "glue" / task, tmp_path / "out")
@@ -39,6 +43,7 @@ def test_minilm_learns(task: str, metrics: list[str], variant: str, run: Run, re
     assert results["eval_accuracy"] > (0.6 if task == "sst2" else 0.65)
 
 
+@pytest.mark.everything
 @pytest.mark.parametrize("target", [0.02, 0.1])
 def test_target_ascent_holds_its_target(target: float, run: Run, real_data: Path, tmp_path: Path) -> None:
     schedule = [
@@ -57,6 +62,7 @@ def test_target_ascent_holds_its_target(target: float, run: Run, real_data: Path
     assert share == pytest.approx(target, rel=0.5)  # of a loss that falls meanwhile; a fixed rho ends above 0.5
 
 
+@pytest.mark.everything
 def test_rho_auto_is_harmless_in_a_short_run(run: Run, real_data: Path, tmp_path: Path) -> None:
     """Ten epochs of 96 sentences: a plateau that a perturbation would prolong, then sentences learnt by heart."""
     accuracies = {}
