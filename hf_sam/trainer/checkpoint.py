@@ -34,7 +34,8 @@ def save_sam_state(trainer: Any, directory: str) -> None:
     processes = args.world_size if state and _each_has_its_own(trainer, config) else 1
     if processes > 1 or args.should_save:
         process = args.process_index if processes > 1 else 0
-        save_state(directory, config, state, process=process, processes=processes)
+        step = trainer.state.global_step
+        save_state(directory, config, state, step=step, process=process, processes=processes)
     if processes > 1:
         torch.distributed.barrier()  # what the Trainer writes next says that the checkpoint is complete
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hf_sam.config.sam_config import SAMConfig
+from hf_sam.trainer.arguments import FIELDS
 
 JSON_NAME = "sam_state.json"
 TENSORS_NAME = "sam_state.safetensors"
 FORMAT = 4
-FIELDS = tuple(f.name for f in fields(SAMConfig))
 
 
 def save_state(
@@ -29,19 +29,21 @@ def save_state(
     config: SAMConfig,
     state: dict[str, Any],
     *,
+    step: int = 0,
     process: int = 0,
     processes: int = 1,
 ) -> None:
     """Write the configuration and what the variant, the radius and the gate remember into a checkpoint's folder.
 
     Each file is written under another name and then renamed, so a reader never sees half of one. Both hold the same
-    random id, so a reader never takes one of them with another one's partner. There are no checksums: a file whose
-    structure is right is believed.
+    id, which is another one for every step and every setting, so a reader never takes one of them with another one's
+    partner. There are no checksums: a file whose structure is right is believed. The same state makes the same bytes.
 
     Args:
         directory: the checkpoint folder; made if absent.
         config: what the run was configured with, so that a resume can compare.
         state: `StepPlanner.state_dict()`; tensors go to safetensors, the rest to JSON.
+        step: optimizer steps taken so far, >= 0.
         process: rank of this process, where each has a state of its own and calls this.
         processes: how many of them there are; 1 where one state serves all.
 
@@ -61,10 +63,12 @@ def save_state(
         "config": {k: v for k, v in asdict(config).items() if k in FIELDS},
         "values": {k: v for k, v in state.items() if not isinstance(v, torch.Tensor)},
         "tensors": {name: _outline(t) for name, t in tensors.items()},
+        "step": step,
+        "process": process,
         "processes": processes,
-        "id": uuid.uuid4().hex,  # from the system: the run's random streams stay where they are
     }
-    text = _as_json(content)  # raises before a file is touched
+    content["id"] = hashlib.sha1(_as_json(content).encode()).hexdigest()  # raises before a file is touched
+    text = _as_json(content)
     if tensors:
         _write(tensors_path, lambda to: save_file(tensors, to, metadata={"id": content["id"]}))
     _write(path, lambda to: to.write_text(text, encoding="utf-8"))

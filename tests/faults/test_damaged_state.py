@@ -39,7 +39,7 @@ def replaced(name: str) -> Any:
 
     def damage(directory: Path) -> None:
         other = directory / "other"
-        save_state(other, CONFIG, state())
+        save_state(other, CONFIG, state(), step=8)
         os.replace(other / name, directory / name)
 
     return damage

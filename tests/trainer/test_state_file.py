@@ -193,3 +193,12 @@ def test_a_state_that_is_linked_is_read(tmp_path: Path) -> None:
     for name in (JSON_NAME, TENSORS_NAME):
         (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
     assert load_state(tmp_path / "snapshot")[1]["count"] == 7
+
+
+def test_the_same_state_makes_the_same_bytes_and_another_step_others(tmp_path: Path) -> None:
+    kept = state()
+    for name, step in (("one", 3), ("two", 3), ("other", 4)):
+        save_state(tmp_path / name, CONFIG, kept, step=step)
+    for file in (JSON_NAME, TENSORS_NAME):
+        one, two, other = ((tmp_path / name / file).read_bytes() for name in ("one", "two", "other"))
+        assert one == two != other
