@@ -46,6 +46,7 @@ def rows() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "setting"),
     covering(

@@ -68,6 +68,7 @@ def assert_stays_the_users(tmp_path: Any, **settings: Any) -> tuple[Any, Any]:
     return plain, sharp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", BUILT_IN)
 def test_an_optimizer_that_comes_with_transformers(optim: str, tmp_path: Any) -> None:
     assert_stays_the_users(tmp_path, optim=optim)

@@ -197,6 +197,7 @@ def test_batch_statistics_are_those_of_the_clean_passes(tmp_path: Any) -> None:
     assert all(torch.equal(buffer, found[name]) for name, buffer in plain.model.named_buffers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bit_weights_are_warned_about_once_with_the_measured_ratio(
     dtype: torch.dtype, tmp_path: Any, caplog: pytest.LogCaptureFixture

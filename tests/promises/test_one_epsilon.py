@@ -63,11 +63,13 @@ def test_scope_micro_batch_gives_each_micro_batch_its_own_epsilon(tmp_path: Any)
     assert (whole - cut).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_in_one_process_scope_device_is_scope_batch(tmp_path: Any) -> None:
     batch, device = (final_weights(tmp_path, "4x2", SAMConfig(rho=0.1, sam_scope=s)) for s in ("batch", "device"))
     assert torch.equal(batch, device)
 
 
+@pytest.mark.slow
 def test_scope_micro_batch_without_accumulation_is_scope_batch(tmp_path: Any) -> None:
     batch, alone = (final_weights(tmp_path, "8x1", SAMConfig(rho=0.1, sam_scope=s)) for s in ("batch", "micro_batch"))
     assert torch.equal(batch, alone)

@@ -57,6 +57,7 @@ def counted(folder: Path, family: str = "bert", **settings: Any) -> Counting:
 # ----------------------------------------------------------------------------------------------------------------------
 # The gate
 # ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "open_steps"),
     [
@@ -249,6 +250,7 @@ class Changing(TrainerCallback):
             vars(args).update(self.later)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("later", "expected"),
     [

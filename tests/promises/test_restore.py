@@ -76,6 +76,7 @@ def test_no_callback_ever_sees_perturbed_weights(family: str, variant: str, scop
     assert {"on_substep_end", "on_pre_optimizer_step", "on_optimizer_step", "on_step_end"} <= set(witness.events)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "dtype"),
     covering(
@@ -145,6 +146,7 @@ CONTEXTS = ["while preparing inputs", "before forward", "in forward", "in backwa
 
 
 # Every error in every place, and each of both with every type.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "context", "error"),
     covering(

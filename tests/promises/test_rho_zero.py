@@ -114,6 +114,7 @@ def test_gradient_checkpointing(reentrant: bool, scope: str, tmp_path: Any) -> N
     )
 
 
+@pytest.mark.slow
 @both_scopes
 def test_bf16_autocast(scope: str, tmp_path: Any) -> None:
     assert_same_run("bert", tmp_path, scope, gradient_accumulation_steps=3, bf16=True)

@@ -120,6 +120,7 @@ def test_a_start_with_smaller_batches_rounds_as_a_run_that_began_with_them(tmp_p
     assert found.seeds[2:] == fresh.seeds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rounding", "rho", "words"),
     [

@@ -228,6 +228,7 @@ TWO_PASS = [name for name, cls in VARIANTS.items() if cls.passes == "two" and cl
 OTHERS = [name for name, cls in VARIANTS.items() if cls.passes != "two" and cls.__module__.startswith("hf_sam.")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", TWO_PASS)
 def test_every_variant_of_two_passes_is_measured_around_its_default(variant: str, tmp_path: Any) -> None:
     result = find_rho(net_trainer(tmp_path, sam_variant=variant, rho="auto"), steps=2, batches=2)
