@@ -62,7 +62,7 @@ class RunState:
         self.told: set[str] = set()
         self.field_values: list[Any] = []  # of the arguments, when the settings were read
         self.candidates: list[Tensor] = []  # what may be trained
-        self.group_sizes: list[int] | None = None  # of the optimizer, when a step listed the candidates
+        self.optimized: list[int] | None = None  # ids of the optimizer's parameters when a step listed the candidates
         self._chosen: set[int] | None = None
         self.optimizer_checks = 0
 

@@ -33,8 +33,7 @@ def training_step(
         trainer: with a `RunState` in `_sam`.
         plain_step: the Trainer's own `training_step`.
         model: what it is to be called with, wrapped by its engine.
-        inputs: likewise.
-        num_items: likewise, `num_items_in_batch`.
+        inputs, num_items: likewise; `num_items_in_batch`.
 
     Returns:
         The clean loss of the micro-batch, L(w), as the Trainer scales it (promise 6); of a step of one pass its loss.
@@ -74,10 +73,11 @@ class TrainingStep:
     def _open_window(self) -> Window:
         """Plan an optimizer step."""
         run, trainer = self.run, self.trainer
-        sizes = [len(group["params"]) for group in getattr(trainer.optimizer, "param_groups", None) or []]
-        if run.engine is None or run.engine.model is not self.model or run.engine.relists or sizes != run.group_sizes:
+        groups = getattr(trainer.optimizer, "param_groups", None) or []
+        known = [id(p) for group in groups for p in group["params"]]  # a callback may have put others there
+        if run.engine is None or run.engine.model is not self.model or run.engine.relists or known != run.optimized:
             run.list_parameters(trainer, self.model)
-            run.group_sizes = sizes
+            run.optimized = known
         planner = run.planner or run.planner_for(trainer, run.config)
         params = [p for p in run.candidates if p.requires_grad]
         if run.optimizer_checks < 2:
@@ -85,7 +85,7 @@ class TrainingStep:
         plan = planner.every_step or planner.plan(run.context(trainer))
         if planner.needs_loss_scale and getattr(trainer.accelerator, "scaler", None) is not None:
             planner.variant.loss_scale = trainer.accelerator.scaler.get_scale()  # waits for the device
-        window = run.window = Window(self.model, plan, params)
+        run.window = window = Window(self.model, plan, params)
         return window
 
     def take(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from transformers import Trainer, TrainerCallback
 
 import hf_sam
@@ -129,3 +130,26 @@ def test_a_trainer_with_attributes_of_all_former_names_trains_as_any_other(tmp_p
         found.append(fingerprint(trainer))
     assert not differences(*found)
     assert {name: vars(trainer)[name] for name in FORMER} == trainer._mine
+
+
+def test_a_parameter_that_a_callback_has_exchanged_is_perturbed_too(tmp_path: Path) -> None:
+    class Exchange(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                old, new = model.classifier.weight, torch.nn.Parameter(model.classifier.weight.detach().clone())
+                model.classifier.weight = new
+                for group in optimizer.param_groups:
+                    group["params"] = [new if p is old else p for p in group["params"]]
+
+    seen: list[tuple[int, bool, torch.Tensor]] = []
+
+    class Watching(SAMTrainer):
+        def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append((self.state.global_step, self.in_descent_pass, model.classifier.weight.detach().clone()))
+            return super().compute_loss(model, *args, **kwargs)
+
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.05), classes=(SAMTrainer, Watching), max_steps=4)
+    trainer.add_callback(Exchange())
+    trainer.train()
+    at = {(step, second): weight for step, second, weight in seen}
+    assert all(not torch.equal(at[step, False], at[step, True]) for step in range(4))
