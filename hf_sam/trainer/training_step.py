@@ -33,7 +33,8 @@ def training_step(
         trainer: with a `RunState` in `_sam`.
         plain_step: the Trainer's own `training_step`.
         model: what it is to be called with, wrapped by its engine.
-        inputs, num_items: likewise; `num_items_in_batch`.
+        inputs: likewise.
+        num_items: likewise, `num_items_in_batch`.
 
     Returns:
         The clean loss of the micro-batch, L(w), as the Trainer scales it (promise 6); of a step of one pass its loss.
@@ -73,8 +74,8 @@ class TrainingStep:
     def _open_window(self) -> Window:
         """Plan an optimizer step."""
         run, trainer = self.run, self.trainer
-        groups = getattr(trainer.optimizer, "param_groups", None) or []
-        known = [id(p) for group in groups for p in group["params"]]  # a callback may have put others there
+        groups = getattr(trainer.optimizer, "param_groups", None) or []  # a callback may have put others there
+        known = [id(p) for group in groups for p in group["params"]]
         if run.engine is None or run.engine.model is not self.model or run.engine.relists or known != run.optimized:
             run.list_parameters(trainer, self.model)
             run.optimized = known
@@ -90,15 +91,14 @@ class TrainingStep:
 
     def take(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> Tensor:
         """Run the passes that are due; return the loss to report."""
-        window = self.window
-        if window.plan.passes == "two":
+        if self.window.plan.passes == "two":
             loss = self._two_passes(inputs, num_items)
-        elif window.plan.passes == "one":
+        elif self.window.plan.passes == "one":
             loss = one_pass(self, inputs, num_items)
         else:
             loss = self.plain_step(self.model, inputs, num_items)
-        window.losses.append(loss.detach().float())
-        if window.ends:
+        self.window.losses.append(loss.detach().float())
+        if self.window.ends:
             self._close_window()
         return loss
 
