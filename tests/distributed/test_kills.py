@@ -119,7 +119,7 @@ def launched(folder: Path) -> Wait:
     command = torchrun(2, "tests.distributed.mortal", folder / "job.json", folder)
     with (folder / "launch.log").open("w") as log:
         launch = subprocess.Popen(command, cwd=warm.ROOT, env=warm.environment(), stdout=log, stderr=log)
-    return lambda: (launch.wait(timeout=BOUND + 60), warm.end_of(folder / "launch.log"))
+    return lambda: (launch.wait(timeout=BOUND + 60), (folder / "launch.log").read_text())
 
 
 def started(folder: Path) -> Wait:
@@ -130,7 +130,7 @@ def started(folder: Path) -> Wait:
         codes = warm.end_together(together, BOUND + 60)
         del store
         names = [signal.Signals(-code).name for code in codes if code < 0]
-        return max(map(abs, codes)), " ".join([*names, *(warm.end_of(folder / f"{rank}.log") for rank in (0, 1))])
+        return max(map(abs, codes)), " ".join([*names, *((folder / f"{rank}.log").read_text() for rank in (0, 1))])
 
     return wait
 

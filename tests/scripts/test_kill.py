@@ -16,7 +16,7 @@ from tests import warm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [20, 30])
+@pytest.mark.parametrize("step", [20, pytest.param(30, marks=pytest.mark.everything)])
 def test_kill_9_while_saving(step: int, run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     argv: list[Any] = ["--max_steps", 40, "--save_steps", 10, "--eval_steps", 100, "--save_total_limit", 4, "--use_cpu"]
     argv += ["--disable_tqdm", "True"]
