@@ -16,7 +16,7 @@ def _forget(seed: Any, **kwargs: Any) -> None:
 
 
 def spare() -> None:
-    """Make this process quicker: a quarter of the time of the fast tests goes into these two."""
+    """Make this process quicker: tests set seeds and build trainers by the thousand."""
     for device in (torch.cuda, torch.xpu, torch.mtia):
         if not device.is_available():
             device._lazy_call = _forget
