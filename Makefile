@@ -33,6 +33,8 @@ test test-% run bench results: export HF_HUB_OFFLINE = 1
 test test-% run bench results: export TOKENIZERS_PARALLELISM = false
 # accelerate imports DeepSpeed wherever it is installed, which says on stdout that it found no GPU unless told so.
 test test-% run bench results: export DS_ACCELERATOR = cpu
+# Where the caller forbids to keep compiled files, every process of a test compiles all test files again.
+test test-%: export PYTHONDONTWRITEBYTECODE =
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.launch import ROOT, Results, distance, run_jobs, weights
+from tests.distributed.launch import Results, distance, run_jobs, weights
 from tests.distributed.worker import Job
 from tests.promises.runs import differences
 from tests.tolerances import RELATIVE
+from tests.warm import ROOT
 
 pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install deepspeed==0.19.8")
 pytestmark = pytest.mark.distributed

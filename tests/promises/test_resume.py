@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from itertools import product
@@ -19,26 +16,24 @@ import pytest
 import torch
 
 from hf_sam import SAMConfig, SAMTrainer
+from tests import warm
 from tests.covering import covering
 from tests.models import build
 from tests.promises.resumable import complete_checkpoints
 from tests.promises.runs import differences, fingerprint, trainer_for
 
-ROOT = Path(__file__).parents[2]
+RESUMABLE = "tests.promises.resumable"
 
 
-def start(folder: Path, *arguments: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.promises.resumable", str(folder), *map(str, arguments)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+def log_of(folder: Path) -> Path:
+    return folder.with_suffix(".log")
 
 
 def run(folder: Path, *arguments: Any) -> int:
-    process = start(folder, *arguments)
-    _, errors = process.communicate()
-    if process.returncode not in (0, -signal.SIGKILL):
-        pytest.fail(errors.decode())
-    return process.returncode
+    code = warm.run(RESUMABLE, folder, *arguments, log=log_of(folder))
+    if code not in (0, -signal.SIGKILL):
+        pytest.fail(warm.end_of(log_of(folder)))
+    return code
 
 
 def final(folder: Path) -> dict[str, Any]:
@@ -64,14 +59,14 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path: Path) ->
     assert run(whole, "new", "remembering", 1, -1) == 0
     kills, mode = 0, "new"
     for n in range(4):
-        process = start(cut, mode, "remembering", 1, -1)
+        process = warm.start(RESUMABLE, cut, mode, "remembering", 1, -1, log=log_of(cut))
         seen = len(complete_checkpoints(cut)) if cut.exists() else 0
-        while process.poll() is None and (len(complete_checkpoints(cut)) if cut.exists() else 0) <= seen:
+        while process.exitcode is None and (len(complete_checkpoints(cut)) if cut.exists() else 0) <= seen:
             time.sleep(0.005)
         time.sleep(0.004 * n)
         process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
         mode = "resume"
     assert kills >= 2
     assert run(cut, "resume", "remembering", 1, -1) == 0
