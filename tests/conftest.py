@@ -45,9 +45,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from tests.spare import spare
-
-    spare()
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     if torch.cuda.is_available():

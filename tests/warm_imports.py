@@ -16,12 +16,10 @@ import hf_sam
 import hf_sam.sharpness  # noqa: F401
 import tests.distributed.models
 import tests.promises.runs  # noqa: F401
-from tests.spare import spare
 
 with suppress(ImportError):
     import deepspeed  # noqa: F401 (by accelerate wherever it is installed)
 
-spare()
 torch.set_num_threads(1)
 gc.collect()
 gc.freeze()  # the Trainer collects garbage at each start, and none of these objects are
