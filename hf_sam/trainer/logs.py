@@ -169,8 +169,7 @@ class Averages:
     def _note_radius(self, rho: Length) -> None:
         self._last_radius = rho
         if not isinstance(rho, Tensor):
-            self._since.radii += rho
-            self._since.radius_count += 1
+            self._since.note_radius(rho)
 
     def _read(self, sums: Tensor | None) -> tuple[dict[str, float], RunTotals]:
         """Return the means by log key, where something was measured, and what to add to the totals; waits."""
@@ -178,9 +177,10 @@ class Averages:
         *numbers, usable, descents = [0.0] * (2 * len(MEASURED) + 2) if sums is None else sums.tolist()
         totals, counts = numbers[: len(MEASURED)], numbers[len(MEASURED) :]
         found.update({key: t / n for key, t, n in zip(MEASURED, totals, counts, strict=True) if n})
-        since.radii, since.radius_count = since.radii + totals[-1], since.radius_count + int(counts[-1])
+        if counts[-1]:
+            since.note_radius(found["sam/rho"], int(counts[-1]))
         if since.radius_count:
-            found["sam/rho"] = since.mean_radius
+            found["sam/rho"] = since.radius
         if "sam/sharpness" in found and self._windows:
             # Micro-batch losses are shares of the step's loss: the rise of a step is their sum, not their mean.
             found["sam/sharpness"] *= self._descents / self._windows

@@ -68,7 +68,7 @@ def sam_section(config: SAMConfig, totals: RunTotals) -> str:
 def _measured(totals: RunTotals) -> str:
     lines = [
         f"steps with a perturbation: {totals.perturbed:,} of {totals.steps:,} ({_percent(totals.share_perturbed)})",
-        f"radius: {totals.mean_radius:.4g} on average, {totals.last_radius:.4g} at the end",
+        f"radius: {totals.radius:.4g} on average, {totals.last_radius:.4g} at the end",
     ]
     if totals.mean_rise is not None:
         lines.append(f"rise of the loss at the perturbed weights: {totals.mean_rise:.4g} on average")
@@ -134,7 +134,7 @@ def write_card(trainer: Any, create: Callable[..., None], *args: Any, **kwargs: 
 def _done(trainer: Any) -> RunTotals | None:
     """Return what SAM has done to the model that the trainer holds; None where no step has perturbed."""
     totals: RunTotals = trainer._sam.averages.so_far()
-    return totals if trainer.sam_config.sam_variant != PLAIN and totals.perturbed and totals.mean_radius > 0 else None
+    return totals if trainer.sam_config.sam_variant != PLAIN and totals.perturbed and totals.radius > 0 else None
 
 
 def _sign(path: Path, trainer: Any, totals: RunTotals) -> None:

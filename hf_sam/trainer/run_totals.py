@@ -19,8 +19,8 @@ class RunTotals:
         steps: optimizer steps.
         perturbed: those of them that perturbed, or in which a regulariser did its work.
         passes: passes over the data, of which a plain step takes one.
-        radii: sum of the radii asked for, over `radius_count` perturbations.
-        radius_count: see `radii`.
+        radius: mean of the radii asked for, over `radius_count` perturbations; 0 where there was none.
+        radius_count: see `radius`.
         last_radius: the last one.
         rises: sum of the rises of the loss, L(w + epsilon) - L(w), over `rise_count` optimizer steps.
         rise_count: see `rises`.
@@ -30,16 +30,22 @@ class RunTotals:
     steps: int = 0
     perturbed: int = 0
     passes: float = 0.0
-    radii: float = 0.0
+    radius: float = 0.0
     radius_count: int = 0
     last_radius: float = 0.0
     rises: float = 0.0
     rise_count: float = 0.0
     first_loss: float = 0.0
 
+    def note_radius(self, rho: float, times: int = 1) -> None:
+        """Take in the radius of a perturbation, or the mean of several."""
+        self.radius_count += times
+        self.radius += (rho - self.radius) * times / self.radius_count
+
     def plus(self, later: RunTotals) -> RunTotals:
         """Return the sums over the steps of both."""
         added = {f.name: getattr(self, f.name) + getattr(later, f.name) for f in fields(self)}
+        added["radius"] = self.radius + (later.radius - self.radius) * later.radius_count / (added["radius_count"] or 1)
         added["last_radius"] = later.last_radius if later.radius_count else self.last_radius
         added["first_loss"] = self.first_loss or later.first_loss
         return RunTotals(**added)
@@ -48,11 +54,6 @@ class RunTotals:
     def share_perturbed(self) -> float:
         """Share of the optimizer steps that perturbed, in [0, 1]."""
         return self.perturbed / self.steps if self.steps else 0.0
-
-    @property
-    def mean_radius(self) -> float:
-        """Mean over the perturbations of the radius asked for; 0 where there was none."""
-        return self.radii / self.radius_count if self.radius_count else 0.0
 
     @property
     def mean_rise(self) -> float | None:
@@ -72,7 +73,7 @@ class RunTotals:
         """
         logs = {
             "sam/run_perturbed": self.share_perturbed,
-            "sam/run_rho": self.mean_radius,
+            "sam/run_rho": self.radius,
             "sam/run_last_rho": self.last_radius,
             "sam/run_passes": self.passes_a_step,
         }

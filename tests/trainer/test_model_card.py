@@ -17,7 +17,7 @@ from tests.models import build
 from tests.promises.runs import trainer_for
 
 CARD = f"---\ntags:\n- generated\n---\n\n# model\n\n## Training procedure\n\n{NEXT_HEADING}\n\n- learning_rate: 1e-3\n"
-TOTALS = RunTotals(10, 10, 20.0, 0.5, 10, 0.05, 2.0, 10, 1.0)
+TOTALS = RunTotals(10, 10, 20.0, 0.05, 10, 0.05, 2.0, 10, 1.0)
 """Ten steps, all of which perturbed."""
 
 
@@ -102,7 +102,7 @@ def test_the_hub_still_reads_the_metadata() -> None:
 # What was done, not what was asked for
 # ----------------------------------------------------------------------------------------------------------------------
 def test_the_section_says_what_was_done() -> None:
-    half = RunTotals(2000, 1000, 3000.0, 60.0, 1000, 0.08, 25.0, 1000, 1.0)
+    half = RunTotals(2000, 1000, 3000.0, 0.06, 1000, 0.08, 25.0, 1000, 1.0)
     section = sam_section(SAMConfig(rho=0.1, sam_start=0.5), half)
     assert "50 % of the steps took the gradient at the worst nearby point" in section
     assert "- steps with a perturbation: 1,000 of 2,000 (50 %)\n" in section
@@ -117,7 +117,7 @@ def test_each_step_is_said_where_each_perturbed() -> None:
 
 @pytest.mark.parametrize("variant", [name for name, kind in VARIANTS.items() if kind.passes != "two"])
 def test_a_variant_of_one_pass_is_not_said_to_have_found_the_worst_nearby_point(variant: str) -> None:
-    section = sam_section(SAMConfig(sam_variant=variant), RunTotals(10, 10, 10.0, 0.5, 10, 0.05))
+    section = sam_section(SAMConfig(sam_variant=variant), RunTotals(10, 10, 10.0, 0.05, 10, 0.05))
     assert "worst nearby" not in section
     assert f"Trained with {VARIANTS[variant].title}" in section
     assert "rise of the loss" not in section
