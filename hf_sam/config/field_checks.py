@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_sam._checks import check_count, check_number, checked_choice, parsed_kwargs
+from hf_sam._checks import check_count, check_number, checked_choice, did_you_mean, parsed_kwargs
 from hf_sam.gate import GATES, WARMUP
 from hf_sam.parameters.choose import checked_filter
 from hf_sam.radius.controllers import SCHEDULES
 from hf_sam.radius.schedules import AUTO
-from hf_sam.variants import VARIANTS
+from hf_sam.variants import OTHER_NAMES, VARIANTS
 
 SCOPES = ("batch", "device", "micro_batch")
 ROUNDINGS = ("nearest", "stochastic")
@@ -25,7 +25,7 @@ def check_fields(config: Any) -> None:
         ValueError: if a value is out of range.
         TypeError: if a value is of the wrong type.
     """
-    checked_choice("SAMConfig(sam_variant=...)", config.sam_variant, (*VARIANTS, PLAIN))
+    checked_choice("SAMConfig(sam_variant=...)", config.sam_variant, (*VARIANTS, PLAIN), OTHER_NAMES)
     checked_choice("SAMConfig(sam_scope=...)", config.sam_scope, SCOPES)
     checked_choice("SAMConfig(sam_rounding=...)", config.sam_rounding, ROUNDINGS)
     checked_choice("SAMConfig(rho_schedule=...)", config.rho_schedule, tuple(SCHEDULES))
@@ -47,10 +47,12 @@ def check_fields(config: Any) -> None:
 def _check_numbers(config: Any) -> None:
     default = VARIANTS[config.sam_variant].default_rho if config.sam_variant != PLAIN else 0.0
     if config.rho != AUTO:
-        given = default if config.rho is None else _as_number(config.rho)
+        given = default if config.rho is None else _number_or(AUTO, "rho", config.rho)
         config.rho = check_number("SAMConfig", "rho", given, least=0)
     if config.sam_start is not None and config.sam_start != WARMUP:
-        config.sam_start = check_number("SAMConfig", "sam_start", _as_number(config.sam_start), least=0, most=1)
+        config.sam_start = check_number(
+            "SAMConfig", "sam_start", _number_or(WARMUP, "sam_start", config.sam_start), least=0, most=1
+        )
     config.sam_stop = check_number("SAMConfig", "sam_stop", config.sam_stop, above=0, most=1)
     if isinstance(config.sam_start, float) and config.sam_start >= config.sam_stop:
         raise ValueError(
@@ -63,9 +65,15 @@ def _check_numbers(config: Any) -> None:
     config.sam_sharpness_weight = weight
 
 
-def _as_number(value: Any) -> Any:
-    """Return a number written as text, as the command line has it, as a number; anything else as it is."""
+def _number_or(word: str, name: str, value: Any) -> Any:
+    """Return a number written as text, as the command line has it, as a number; anything else as it is.
+
+    Raises:
+        TypeError: if it is spelt much like the word that may stand there.
+    """
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
+        if hint := did_you_mean(value, [word]):
+            raise TypeError(f"`SAMConfig({name}=...)` must be a number or {word!r}, got {value!r}.{hint}") from None
         return value

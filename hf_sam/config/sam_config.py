@@ -10,6 +10,7 @@ from typing import Any
 from hf_sam.config.conflicts import refuse_combinations
 from hf_sam.config.field_checks import PLAIN as PLAIN  # part of what this module offers
 from hf_sam.config.field_checks import check_fields
+from hf_sam.config.near_misses import naming_near_misses
 from hf_sam.config.presets import preset_settings
 from hf_sam.gate import WARMUP, Gate, make_test
 from hf_sam.radius.auto import AutoRise, AutoSize
@@ -18,6 +19,7 @@ from hf_sam.radius.schedules import AUTO, Radius
 from hf_sam.variants import VARIANTS, Variant, make_variant
 
 
+@naming_near_misses
 @dataclass
 class SAMConfig:
     """How to train sharpness-aware.

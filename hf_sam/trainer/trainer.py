@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
-from hf_sam.trainer.arguments import config_of, resolve_config, with_sam_fields
+from hf_sam.trainer.arguments import (
+    config_of,
+    keeping_words,
+    refuse_misplaced,
+    resolve_config,
+    with_sam_fields,
+)
 from hf_sam.trainer.checkpoint import load_sam_state, save_sam_state
 from hf_sam.trainer.logs import add_measurements
 from hf_sam.trainer.micro_batches import COUNTERS
@@ -60,6 +66,7 @@ class SAMTrainerMixin(SomeTrainer):
 
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
+        refuse_misplaced(super().__init__, kwargs)
         config = resolve_config(given, sam_config)
         active = config.sam_variant != PLAIN
         if active:
@@ -122,6 +129,10 @@ class SAMTrainerMixin(SomeTrainer):
     def _share_averages(self) -> None:
         if self.args.world_size > 1 and self._sam.config.sam_variant != PLAIN:
             self._sam.averages.share(self.args.device)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        with keeping_words(self.args):
+            super()._hp_search_setup(trial)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Checkpoints and cards
