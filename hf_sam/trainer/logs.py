@@ -169,7 +169,9 @@ class Averages:
     def _note_radius(self, rho: Length) -> None:
         self._last_radius = rho
         if not isinstance(rho, Tensor):
-            self._since.note_radius(rho)
+            since = self._since
+            since.radius_count += 1
+            since.radius += (rho - since.radius) / since.radius_count
 
     def _read(self, sums: Tensor | None) -> tuple[dict[str, float], RunTotals]:
         """Return the means by log key, where something was measured, and what to add to the totals; waits."""
@@ -178,7 +180,8 @@ class Averages:
         totals, counts = numbers[: len(MEASURED)], numbers[len(MEASURED) :]
         found.update({key: t / n for key, t, n in zip(MEASURED, totals, counts, strict=True) if n})
         if counts[-1]:
-            since.note_radius(found["sam/rho"], int(counts[-1]))
+            on_device = RunTotals(radius=found["sam/rho"], radius_count=int(counts[-1]))
+            since = since.plus(on_device)
         if since.radius_count:
             found["sam/rho"] = since.radius
         if "sam/sharpness" in found and self._windows:

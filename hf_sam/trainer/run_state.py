@@ -171,3 +171,4 @@ def _warn_of_few_epochs(trainer: Any, config: SAMConfig) -> None:
     if config.rho == AUTO and (1 <= epochs <= PLAIN_PASSES or epochs == sys.maxsize):
         has = UNKNOWN_LENGTH if epochs == sys.maxsize else epochs
         logger.warning(NOTHING_PERTURBED, PLAIN_PASSES, PASSES, has)
+        trainer._sam.told.add("nothing")  # which would be said once more when the run is over

@@ -37,11 +37,6 @@ class RunTotals:
     rise_count: float = 0.0
     first_loss: float = 0.0
 
-    def note_radius(self, rho: float, times: int = 1) -> None:
-        """Take in the radius of a perturbation, or the mean of several."""
-        self.radius_count += times
-        self.radius += (rho - self.radius) * times / self.radius_count
-
     def plus(self, later: RunTotals) -> RunTotals:
         """Return the sums over the steps of both."""
         added = {f.name: getattr(self, f.name) + getattr(later, f.name) for f in fields(self)}
