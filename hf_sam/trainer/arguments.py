@@ -48,7 +48,7 @@ class SAMTrainingArguments(SAMConfig, TrainingArguments):
 
     def __post_init__(self) -> None:
         """Fill in the preset, then check all fields."""
-        given = set(vars(self).pop("_given", FIELDS))
+        given = set(self.__dict__.pop("_given", FIELDS))
         if self.preset:
             values = {name: getattr(self, name) for name in FIELDS}
             if given >= set(FIELDS):  # by a parser, or to copy other arguments

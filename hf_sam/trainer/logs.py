@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_sam.config.sam_config import PLAIN
 from hf_sam.step.measurement import Measurement
 from hf_sam.trainer.radius_warnings import tell_large_radius, tell_nothing_perturbed
 from hf_sam.trainer.run_totals import RunTotals
@@ -211,6 +212,8 @@ def add_measurements(run: Any, logs: dict[str, float]) -> None:
         return
     variant = run.planner.variant
     measured = run.averages.drain(variant)
+    if run.config.sam_variant == PLAIN:  # since a callback has said so
+        measured = {key: AT_REST.get(key, 0.0) for key in measured}
     totals = run.averages.totals
     logs.update(totals.summary(knows_rise=variant.passes == "two") if last else measured)
     tell_large_radius(measured, logs.get("train_loss" if last else "loss"), totals, variant, run.told)
