@@ -68,7 +68,7 @@ EVERY_RUN = {
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("late", "momentum", "nbar") else pytest.param(n, marks=pytest.mark.slow) for n in EVERY_RUN]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY_RUN]
 )
 def test_every_training_log_of_a_run_has_the_same_keys_and_a_number_in_each(name: str, tmp_path: Any) -> None:
     """A logger that writes a table with the header of the first log would end the run otherwise."""
