@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_sam._checks import check_number, checked_choice
-from hf_sam.config.sam_config import ROUNDINGS
+from hf_sam.config.field_checks import ROUNDINGS
 from hf_sam.step.one_pass import one_pass_step
 from hf_sam.step.replay import RandomState, devices_of
 from hf_sam.step.two_pass import set_gradients, two_pass_step

@@ -78,6 +78,8 @@ class RunState:
             TypeError: if one is of the wrong type.
         """
         self.config = config_of(trainer.args)
+        if trainer.state.global_step == 0:  # of an attempt that was given up before (auto_find_batch_size)
+            self.averages = Averages()
         self.field_values = copy.deepcopy([getattr(trainer.args, name) for name in FIELDS])
         mixing = GradientMixing(self.config.sam_sharpness_weight, self.config.sam_renormalise)
         self.mixing = mixing if mixing.changes else UNMIXED
@@ -169,3 +171,4 @@ def _warn_of_few_epochs(trainer: Any, config: SAMConfig) -> None:
     if config.rho == AUTO and (1 <= epochs <= PLAIN_PASSES or epochs == sys.maxsize):
         has = UNKNOWN_LENGTH if epochs == sys.maxsize else epochs
         logger.warning(NOTHING_PERTURBED, PLAIN_PASSES, PASSES, has)
+        trainer._sam.told.add("nothing")  # which would be said once more when the run is over

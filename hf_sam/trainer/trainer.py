@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
-from hf_sam.trainer.arguments import config_of, resolve_config, with_sam_fields
+from hf_sam.trainer.arguments import (
+    config_of,
+    keeping_words,
+    refuse_misplaced,
+    resolve_config,
+    with_sam_fields,
+)
 from hf_sam.trainer.checkpoint import load_sam_state, save_sam_state
+from hf_sam.trainer.logs import add_measurements
 from hf_sam.trainer.micro_batches import COUNTERS
 from hf_sam.trainer.model_card import signing_saved_card, write_card
 from hf_sam.trainer.reload import load_renamed
@@ -59,6 +66,7 @@ class SAMTrainerMixin(SomeTrainer):
 
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
+        refuse_misplaced(super().__init__, kwargs)
         config = resolve_config(given, sam_config)
         active = config.sam_variant != PLAIN
         if active:
@@ -104,17 +112,27 @@ class SAMTrainerMixin(SomeTrainer):
         return training_step(self, super().training_step, model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the Trainer does, with the averages since the last training log (see `hf_sam.trainer.logs`)."""
-        if "loss" in logs:
-            logs.update(self._sam.averages.drain())
+        """Log as the Trainer does, with what SAM did since the last training log; in the last one of a run, in all."""
+        add_measurements(self._sam, logs)
         super().log(logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Let every process know the averages over all of them where the Trainer does so with its loss."""
-        several = self.args.world_size > 1 and self._sam.config.sam_variant != PLAIN
-        if several and self.control.should_log and self.state.global_step > self._globalstep_last_logged:
-            self._sam.averages.share(self.args.device)
+        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._share_averages()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._share_averages()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _share_averages(self) -> None:
+        if self.args.world_size > 1 and self._sam.config.sam_variant != PLAIN:
+            self._sam.averages.share(self.args.device)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        with keeping_words(self.args):
+            super()._hp_search_setup(trial)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Checkpoints and cards

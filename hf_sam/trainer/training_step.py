@@ -17,9 +17,9 @@ from hf_sam.step.replay import BufferState, RandomState
 from hf_sam.step.two_pass import set_gradients
 from hf_sam.trainer.arguments import FIELDS
 from hf_sam.trainer.ascent_pass import ascend_on_a_subset, ascent_pass, average_moved, gradient_is_small
-from hf_sam.trainer.logs import tell_realised_norm
 from hf_sam.trainer.micro_batches import MicroBatch, Window, counted_once
 from hf_sam.trainer.one_pass import one_pass
+from hf_sam.trainer.radius_warnings import tell_realised_norm
 
 Step = Callable[..., Tensor]
 
@@ -246,5 +246,5 @@ class TrainingStep:
         run, planner, plan = self.run, self.run.planner, self.window.plan
         if planner.radius.needs_loss or plan.passes in ("plain", "reuse"):
             run.end_step(self.trainer)
-        run.averages.count_step(perturbed=plan.passes in ("one", "two") or planner.variant.passes == "plain")
+        run.averages.end_step(self.window, planner.variant, run.config.ascent_fraction)
         run.window = None

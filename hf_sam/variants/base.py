@@ -196,6 +196,10 @@ class Regulariser(Variant):
             context: where in the run this is, with the learning rate of the coming step.
         """
 
+    def report(self) -> dict[str, Tensor]:
+        """Return what the last `adjust_` did, as numbers on the device by name, for the logs. The same names always."""
+        return {}
+
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: Length) -> Ascent:
         """Raise, as nothing is perturbed."""
         raise NotImplementedError(f"{type(self).__name__} does not perturb.")

@@ -47,6 +47,7 @@ class BAR(Regulariser):
 
     def __init__(self) -> None:
         self._layers: list[Any] = []
+        self._change: Tensor | None = None
 
     def prepare_model(self, model: nn.Module) -> None:
         """Find the LoRA layers.
@@ -78,9 +79,13 @@ class BAR(Regulariser):
             raise NotImplementedError(IN_PIECES % self._name)
         gradients = norms(pairs, [t.grad for pair in pairs for t in pair])
         sign = torch.where(torch.isfinite(gradients).all(), self.growth(pairs, gradients), 0.0)
-        change = sign * (strength * context.lr)
+        self._change = change = sign * (strength * context.lr)
         factors = torch.stack([1 + change, 1 - change], dim=1).flatten()
         torch._foreach_mul_([local_shard(t) for pair in pairs for t in pair], list(factors.unbind()))
+
+    def report(self) -> dict[str, Tensor]:
+        """Return by what share of itself a factor grew or shrank, on average over the layers."""
+        return {"rescaled": torch.zeros(()) if self._change is None else self._change.abs().mean()}
 
     @abstractmethod
     def growth(self, pairs: list[Pair], gradients: Tensor) -> Tensor:

@@ -132,6 +132,10 @@ class BiLoRA(Regulariser):
             c = self.norm()
             self._state["theta"].mul_(torch.where(c > strength, (strength / c).sqrt(), 1.0))
 
+    def report(self) -> dict[str, Tensor]:
+        """Return the norm of what is added to the weights."""
+        return {"epsilon_norm": self.norm() if self._on else torch.zeros(())}
+
     def norm(self) -> Tensor:
         """Return the Euclidean norm of all B2 A2 taken as one vector; a 0-dim tensor."""
         squares = [((y.b.T @ y.b) * (y.a @ y.a.T)).sum() for y in self._branches.values()]
