@@ -12,17 +12,12 @@ from torch import Tensor, nn
 
 from hf_sam.sharpness.borrowed_model import BorrowedModel
 from hf_sam.sharpness.examples import Batch, Examples
-from hf_sam.sharpness.terms import NO_MEAN, Terms, rows_in
+from hf_sam.sharpness.second_derivative import second_derivative
+from hf_sam.sharpness.terms import SUM, NoMean, Terms, rows_in
 from hf_sam.step.replay import devices_of
 
 Curve = tuple[Sequence[Tensor], float]
 """The gradient of a batch with its graph, and the number of terms."""
-
-ONCE = (
-    "The loss has no second derivative, which eigenvalues, trace and density need ({}). Use attn_implementation='eager' "
-    "and plain PyTorch in place of what can be differentiated once (fused kernels, custom functions, cdist), or measure "
-    "what needs gradients only: sam_sharpness, worst_case, average_case."
-)
 
 
 @dataclass
@@ -191,10 +186,11 @@ class LossFunction:
             losses.append(float(loss.detach()))
             grads.append(flat(self._first(loss)).to(self.dtype))
         if not self.terms.choose(counts, losses, grads):
-            raise ValueError(NO_MEAN.format(rows=rows_in(parts[2]), all=len(self.examples.rows)))
+            raise NoMean(rows_in(parts[2]), len(self.examples.rows))
 
     def _loss_of(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        return self.terms(model, self.borrowed.cast(batch), batch)
+        loss, terms = self.terms(model, self.borrowed.cast(batch), batch)
+        return (loss * len(self.examples.rows) if self.terms.counted == SUM else loss), terms
 
     def _first(self, loss: Tensor, create_graph: bool = False) -> Sequence[Tensor]:
         if not loss.requires_grad:
@@ -224,22 +220,6 @@ class LossFunction:
         if terms == 0:
             raise ValueError("None of the examples has a label that counts: all are -100, or left out otherwise.")
         return loss / terms, terms
-
-
-@contextmanager
-def second_derivative() -> Iterator[None]:
-    """Say in one line what to do where something of the loss can be differentiated only once.
-
-    Raises:
-        NotImplementedError: in place of what autograd says.
-    """
-    try:
-        yield
-    except (RuntimeError, NotImplementedError) as error:
-        said = str(error).partition("\n")[0]
-        if not any(word in said for word in ("derivative", "differentiat", "not implemented")):
-            raise
-        raise NotImplementedError(ONCE.format(said)) from error
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:

@@ -37,6 +37,20 @@ NO_MEAN = (
     "-> (mean loss, number of terms), or `unit='batch'` for the mean of the batches' losses, which depends on their size."
 )
 
+
+class NoMean(ValueError):
+    """The loss cannot be put together from those of batches.
+
+    Args:
+        rows: examples of which it was found.
+        all_rows: how many there are.
+    """
+
+    def __init__(self, rows: int, all_rows: int) -> None:
+        super().__init__(NO_MEAN.format(rows=rows, all=all_rows))
+        self.rows = rows
+
+
 Counts = dict[str, float]
 """Numbers of terms of a batch, by how they were counted; the likeliest first."""
 
@@ -75,7 +89,7 @@ class Terms:
             if self.counted is not None:
                 self._known[id(given)] = (given, terms)  # which keeps the id from being another's
         if self.counted == SUM:
-            loss = loss / terms
+            loss = loss / terms  # so that all batches add up to their number of rows times the mean
         if terms == 0:  # nothing to learn from: the mean of nothing is no number
             return loss.nan_to_num(0.0) * 0, 0.0
         return loss, float(terms)
@@ -125,7 +139,7 @@ class Terms:
         return found
 
 
-SUM = "sum, over the number of rows"
+SUM = "none: a sum"
 
 
 def ignored_labels(model: nn.Module, loss: Any) -> set[int]:
