@@ -88,4 +88,6 @@ def _rewrite(tensor: Tensor, before: tuple[int, Tensor]) -> None:
     version, values = before
     if tensor._version != version:
         with torch.no_grad():
-            tensor.set_(values) if tensor.shape != values.shape else tensor.copy_(values)
+            if tensor.shape != values.shape:
+                tensor.resize_(values.shape)
+            tensor.copy_(values)

@@ -139,9 +139,7 @@ def _as_found(model: nn.Module) -> Iterator[None]:
     Tensors go through `setattr`, which recurrent layers need: they keep a second list of their weights.
     """
     attributes = Attributes(model.modules())
-    found = [
-        (m, [*_own(m, "parameters"), *_own(m, "buffers")], list(m._buffers.items())) for m in model.modules()
-    ]
+    found = [(m, [*_own(m, "parameters"), *_own(m, "buffers")], list(m._buffers.items())) for m in model.modules()]
     try:
         yield
     finally:

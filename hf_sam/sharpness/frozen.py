@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn import functional as F  # noqa: N812 (everybody's name for it)
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 VIEWS = {Tensor.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
@@ -24,7 +24,7 @@ GIVE = VIEWS | TURNED
 DTYPE = Tensor.dtype.__get__  # type: ignore[attr-defined]
 ABOUT = {
     "__deepcopy__", "__hash__", "__len__", "data_ptr", "dim", "element_size", "get_device", "is_complex",
-    "is_contiguous", "is_floating_point", "nelement", "numel", "size", "storage_offset", "stride",
+    "is_contiguous", "is_floating_point", "nelement", "numel", "size", "storage_offset", "stride", "untyped_storage",
 }  # fmt: skip
 """Methods that do not ask for the values."""
 WRITES = {"__iadd__", "__imul__", "__isub__", "__itruediv__", "__set__", "__setitem__"}
@@ -53,7 +53,7 @@ class FrozenWeights(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if args and id(args[0]) in self._weights and (name in ABOUT or (name == "__get__" and func not in GIVE)):
-            widened = func is DTYPE and self._dtype is not None and args[0].is_floating_point()
+            widened = func == DTYPE and self._dtype is not None and args[0].is_floating_point()
             return self._dtype if widened else func(self._written.get(id(args[0]), args[0]), *args[1:], **kwargs)
         if func is F.embedding and len(args) > 1 and id(args[1]) in self._weights and args[1].is_floating_point():
             rows = func(args[0], self._written.get(id(args[1]), args[1]), *args[2:], **kwargs)
@@ -79,7 +79,7 @@ class FrozenWeights(TorchFunctionMode):
     def _widened(self, weight: Tensor) -> Tensor:
         wide = weight.detach().to(self._dtype)
         storage = wide.untyped_storage()
-        self._wide[storage._cdata] = (StorageWeakRef(storage), weight)
+        self._wide[storage._cdata] = (StorageWeakRef(storage), weight)  # type: ignore[no-untyped-call]
         return wide
 
     @contextmanager

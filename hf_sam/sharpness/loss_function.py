@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hf_sam.sharpness.borrowed_model import BorrowedModel
 from hf_sam.sharpness.examples import Batch, Examples
-from hf_sam.sharpness.second_derivative import second_derivative
+from hf_sam.sharpness.second_derivative import check_custom_functions, second_derivative
 from hf_sam.sharpness.terms import SUM, NoMean, Terms, rows_in
 from hf_sam.step.replay import devices_of
 
@@ -48,6 +48,7 @@ class LossFunction:
         self.counts = Counts()
         self.rank, self.processes = _place()
         self._most_graphs = graphs
+        self._twice: list[bool] = []  # shared by all parts of this loss
         self._graphs: dict[int, Curve] | None = None
 
     def restricted(self, names: Sequence[str]) -> LossFunction:
@@ -100,6 +101,7 @@ class LossFunction:
         total, terms = torch.zeros_like(vectors), 0.0
         rows = [self.split(v) for v in vectors]
         with self.borrowed.with_copies() as model:
+            self._check_twice(model)
             for number, batch in enumerate(self._mine(model)):
                 grads, n = self._curve(model, number, batch)
                 kept = number in (self._graphs or {})
@@ -176,6 +178,12 @@ class LossFunction:
         if len(batches) > 1 and self.terms.counted is None:
             self._count_terms(model)
         return batches[self.rank :: self.processes]
+
+    def _check_twice(self, model: nn.Module) -> None:
+        """Find out once whether the loss can be differentiated twice where autograd would not say that it cannot."""
+        if not self._twice:
+            check_custom_functions(self, model, self.examples.batches()[0])
+            self._twice.append(True)
 
     @torch.enable_grad()
     def _count_terms(self, model: nn.Module) -> None:

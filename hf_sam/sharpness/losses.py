@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,13 +51,13 @@ class CriterionLoss:
     """The loss of a module such as `nn.CrossEntropyLoss(weight=...)`, of the model's logits and the labels."""
 
     def __init__(self, criterion: nn.Module) -> None:
-        self.criterion = criterion
+        self.criterion = copy.deepcopy(criterion)
 
     def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Return criterion(logits, labels)."""
         output = model(**{key: value for key, value in batch.items() if key != "labels"})
         logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
-        loss: Tensor = self.criterion(logits, batch["labels"])
+        loss: Tensor = self.criterion.to(logits.device, logits.dtype)(logits, batch["labels"])
         return loss
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (everybody's name for it)
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hf_sam.sharpness.losses import BatchLoss
@@ -32,9 +32,10 @@ OF_ELEMENTS = (
 CLOSE = {torch.float64: 1e-6, torch.float32: 2e-3}
 """How far apart gradients may be by rounding, relative to the largest; losses a tenth of that."""
 NO_MEAN = (
-    "The loss of {rows} examples is no mean over terms of theirs that could be counted, so that it cannot be put together "
-    "from batches. Give `SharpnessAnalyzer(batch_size=...)` >= {all} for one batch, `loss=...` a function (model, batch) "
-    "-> (mean loss, number of terms), or `unit='batch'` for the mean of the batches' losses, which depends on their size."
+    "The loss of {rows} examples is no mean over terms of theirs that could be counted, so that it cannot be put "
+    "together from batches. Give `SharpnessAnalyzer(batch_size=...)` >= {all} for one batch, `loss=...` a function "
+    "(model, batch) -> (mean loss, number of terms), or `unit='batch'` for the mean of the batches' losses, which "
+    "depends on their size."
 )
 
 

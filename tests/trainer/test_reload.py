@@ -39,7 +39,8 @@ def bert(seed: int, kind: Any = BertForSequenceClassification) -> nn.Module:
 def vit(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     return ViTForImageClassification(
-        ViTConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, image_size=4, patch_size=2)
+        ViTConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, image_size=4,
+                  patch_size=2)
     )  # fmt: skip
 
 
@@ -189,7 +190,8 @@ def test_a_checkpoint_with_other_shapes_is_an_error_in_one_line(tmp_path: Path) 
     vit(1).save_pretrained(tmp_path / "saved")
     torch.manual_seed(2)
     wider = ViTForImageClassification(
-        ViTConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=4, patch_size=2)
+        ViTConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, image_size=4,
+                  patch_size=2)
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="other names than the model's, and ViTForImageClassification"):
         trainer(wider, tmp_path)._load_from_checkpoint(str(tmp_path / "saved"))
