@@ -28,8 +28,9 @@ class BorrowedModel:
     """A model whose chosen parameters and buffers are replaced by copies while something is measured.
 
     Frozen weights stay where they are (see `hf_sam.sharpness.frozen`). The model's own tensors are never written to, so
-    neither an error nor a killed process leaves a trace in them. Inside `with_copies` the model is in evaluation mode, keeps no cache of keys and values, computes in `dtype` even
-    under autocast, and has attention that can be differentiated twice.
+    neither an error nor a killed process leaves a trace in them. Inside `with_copies` the model is in evaluation mode,
+    keeps no cache of keys and values, computes in `dtype` even under autocast, and has attention that can be
+    differentiated twice.
 
     Args:
         model: without a wrapper (see `hf_sam.sharpness.measurable`).

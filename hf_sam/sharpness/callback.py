@@ -46,7 +46,7 @@ class SharpnessCallback(TrainerCallback):
         measures: of "loss", "gradient_norm", "lambda_max", "sam", "worst_case", "trace".
         rho: of the rises "sam" and "worst_case".
         max_examples: at most so many, a seeded choice.
-        analyzer: further arguments of `SharpnessAnalyzer`. The batch size is that of `evaluate`, at most 32, without one.
+        analyzer: further arguments of `SharpnessAnalyzer`; the batch size is that of `evaluate`, at most 32, without.
 
     Raises:
         ValueError: if an argument is out of range, or there is no data set.

@@ -65,8 +65,8 @@ def _refuse_several_devices(model: nn.Module) -> None:
     places = places if len(places) > 1 else {str(d) for d in devices_of(model.parameters())}
     if len(places) > 1:
         raise NotImplementedError(
-            f"`SharpnessAnalyzer(model, ...)` needs a model on one device, and this one is on {', '.join(sorted(places))} "
-            "(device_map). Load it onto one, as with device_map={'': 0}."
+            "`SharpnessAnalyzer(model, ...)` needs a model on one device, and this one is on "
+            f"{', '.join(sorted(places))} (device_map). Load it onto one, as with device_map={{'': 0}}."
         )
 
 
@@ -75,6 +75,6 @@ def _refuse_flash_attention(model: nn.Module) -> None:
         attention = getattr(getattr(module, "config", None), "_attn_implementation", None)
         if isinstance(attention, str) and "flash" in attention:
             raise NotImplementedError(
-                f"`SharpnessAnalyzer(model, ...)` differentiates twice in 32 bits, and {attention} can do neither. Load "
-                "the model with attn_implementation='sdpa', or call model.set_attn_implementation('sdpa')."
+                f"`SharpnessAnalyzer(model, ...)` differentiates twice in 32 bits, and {attention} can do neither. "
+                "Load the model with attn_implementation='sdpa', or call model.set_attn_implementation('sdpa')."
             )

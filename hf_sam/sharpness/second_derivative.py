@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 ONCE = (
-    "The loss has no second derivative, which eigenvalues, trace and density need ({}). Use attn_implementation='eager' "
-    "and plain PyTorch in place of what can be differentiated once (fused kernels, custom functions, cdist), or measure "
-    "what needs gradients only: sam_sharpness, worst_case, average_case."
+    "The loss has no second derivative, which eigenvalues, trace and density need ({}). Use "
+    "attn_implementation='eager' and plain PyTorch in place of what can be differentiated once (fused kernels, custom "
+    "functions, cdist), or measure what needs gradients only: sam_sharpness, worst_case, average_case."
 )
 
 
@@ -40,7 +40,9 @@ def second_derivative() -> Iterator[None]:
 
 def custom_functions(loss: Tensor) -> list[Any]:
     """Return the custom functions (`torch.autograd.Function`) that a loss was computed with."""
-    found, seen, todo = [], set(), [loss.grad_fn]
+    found: list[Any] = []
+    seen: set[Any] = set()
+    todo: list[Any] = [loss.grad_fn]
     while todo:
         node = todo.pop()
         if node is not None and node not in seen:

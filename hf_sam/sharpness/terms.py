@@ -2,9 +2,9 @@
 """How many terms is the loss of a batch the mean of?
 
 Only who knows it can put the losses of batches together. Some count rows, others tokens that have a label, pixels that
-are not 255, or the sum of the labels' class weights. The answer is read off the loss functions of torch that are called,
-or guessed from the labels, and counts only if it puts the losses and gradients of two parts of a batch together to those
-of the whole.
+are not 255, or the sum of the labels' class weights. The answer is read off the loss functions of torch that are
+called, or guessed from the labels, and counts only if it puts the losses and gradients of two parts of a batch together
+to those of the whole.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def test_custom_functions_that_can_be_differentiated_twice_are_measured() -> Non
 )
 def test_a_loss_without_a_second_derivative_ends_in_one_line_with_the_way_out(loss: Any) -> None:
     one = SharpnessAnalyzer(Net(), examples(), loss=loss)
-    with pytest.raises(NotImplementedError, match="no second derivative.*sam_sharpness, worst_case") as found:
+    with pytest.raises(NotImplementedError, match=r"no second derivative.*sam_sharpness, worst_case") as found:
         one.top_eigenvalues()
     assert "\n" not in str(found.value)
     assert one.sam_sharpness().value > 0
