@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class RunState:
         in_descent_pass: whether the second pass runs.
         counts_examples: whether the pass that runs is the one that counts each example.
         told: which warnings have been given.
+        loading: the model and the checkpoint's folder while the Trainer loads weights; else None.
     """
 
     def __init__(self) -> None:
@@ -60,6 +62,7 @@ class RunState:
         self.averages, self.sampler = Averages(), Sampler()
         self.in_descent_pass, self.counts_examples = False, True
         self.told: set[str] = set()
+        self.loading: tuple[nn.Module, Path] | None = None
         self.field_values: list[Any] = []  # of the arguments, when the settings were read
         self.candidates: list[Tensor] = []  # what may be trained
         self.optimized: list[int] | None = None  # ids of the optimizer's parameters when a step listed the candidates

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.trainer.arguments import (
@@ -22,7 +21,7 @@ from hf_sam.trainer.checkpoint import load_sam_state, save_sam_state
 from hf_sam.trainer.logs import add_measurements
 from hf_sam.trainer.micro_batches import COUNTERS
 from hf_sam.trainer.model_card import signing_saved_card, write_card
-from hf_sam.trainer.reload import load_renamed
+from hf_sam.trainer.reload import load_renamed, loading
 from hf_sam.trainer.run_state import RunState
 from hf_sam.trainer.training_step import training_step
 from hf_sam.trainer.unsupported import refuse_request, refuse_trainer
@@ -146,19 +145,18 @@ class SAMTrainerMixin(SomeTrainer):
         load_sam_state(self, checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any, **named: Any) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, *model, **named)  # sentence-transformers' takes no model
-        if not self.is_fsdp_enabled:  # else accelerate has loaded its own files, which have the names in memory
-            given = model[0] if model else named.get("model")
-            load_renamed(self.model if given is None else given, Path(resume_from_checkpoint))
+        with loading(self, resume_from_checkpoint, model[0] if model else named.get("model")):
+            super()._load_from_checkpoint(resume_from_checkpoint, *model, **named)  # sentence-transformers': no model
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if not self.is_fsdp_enabled:
-            load_renamed(self.model, Path(self.state.best_model_checkpoint))
+        with loading(self, self.state.best_model_checkpoint):
+            super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        if not isinstance(self.model, PreTrainedModel):
-            super()._issue_warnings_after_load(load_result)  # else load_renamed is strict, a warning would be wrong
+        """Warn as the Trainer does, of what is missing after renamed tensors have been loaded, too."""
+        if self.sam_config.sam_variant != PLAIN and self._sam.loading is not None:
+            load_result = load_renamed(*self._sam.loading, load_result)
+        super()._issue_warnings_after_load(load_result)
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         save = super()._save
