@@ -12,7 +12,7 @@ from hf_sam.functional import sharpness_aware_grad
 from hf_sam.rho_search.find_rho import find_rho
 from hf_sam.rho_search.recommendation import RangeTest
 from hf_sam.step_context import StepContext
-from hf_sam.trainer.arguments import SAMTrainingArguments
+from hf_sam.trainer.arguments import SAMSeq2SeqTrainingArguments, SAMTrainingArguments
 from hf_sam.trainer.trainer import SAMSeq2SeqTrainer, SAMTrainer, SAMTrainerMixin
 from hf_sam.variants import (
     ASAM,
@@ -42,6 +42,7 @@ __all__ = [  # noqa: RUF022 (by subject, not by letter)
     # configuration
     "SAMConfig",
     "SAMTrainingArguments",
+    "SAMSeq2SeqTrainingArguments",
     # a radius to start with
     "find_rho",
     "RangeTest",

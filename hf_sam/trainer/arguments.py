@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
 from hf_sam.config.sam_config import SAMConfig
-
-FIELDS = tuple(f.name for f in fields(SAMConfig))
-"""The names of SAM's settings."""
+from hf_sam.trainer.forgotten_class import NoticesPlainTrainer
+from hf_sam.trainer.shared_arguments import FIELDS, holds_settings
 
 
 @dataclass(repr=False)  # TrainingArguments' own hides the tokens
-class SAMTrainingArguments(SAMConfig, TrainingArguments):
+class SAMTrainingArguments(NoticesPlainTrainer, SAMConfig, TrainingArguments):
     """`TrainingArguments` with the fields of `SAMConfig`, for scripts and `HfArgumentParser`.
 
     Args:
@@ -26,6 +23,20 @@ class SAMTrainingArguments(SAMConfig, TrainingArguments):
 
     Example:
         >>> SAMTrainingArguments("out", rho=0.1, use_cpu=True).rho
+        0.1
+    """
+
+
+@dataclass(repr=False)
+class SAMSeq2SeqTrainingArguments(NoticesPlainTrainer, SAMConfig, Seq2SeqTrainingArguments):
+    """`Seq2SeqTrainingArguments` with the fields of `SAMConfig`, for `SAMSeq2SeqTrainer`.
+
+    Args:
+        output_dir: and every other argument of `transformers.Seq2SeqTrainingArguments`.
+        rho: and every other field of `SAMConfig`.
+
+    Example:
+        >>> SAMSeq2SeqTrainingArguments("out", rho=0.1, predict_with_generate=True, use_cpu=True).rho
         0.1
     """
 
@@ -39,7 +50,7 @@ def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
     """
     if sam_config is not None and not isinstance(sam_config, SAMConfig):
         raise TypeError(f"`sam_config` must be a SAMConfig, got {sam_config!r}.")
-    if isinstance(args, SAMConfig):
+    if holds_settings(args):
         if sam_config is not None:
             raise ValueError(
                 f"`sam_config` was given beside `args` of type {type(args).__name__}, which already holds SAM's "
@@ -52,42 +63,3 @@ def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
 def config_of(args: SAMConfig) -> SAMConfig:
     """Return SAM's settings out of `args`, checked again: a hyperparameter search writes into it."""
     return SAMConfig(**{name: getattr(args, name) for name in FIELDS})
-
-
-def with_sam_fields(args: TrainingArguments, config: SAMConfig) -> TrainingArguments:
-    """Return a copy of `args` that also has SAM's fields.
-
-    Trackers log `args.to_dict()` and a hyperparameter search sets attributes of `args`, so this is where a composed
-    `SAMConfig` has to be for both to work. The user's own object is left alone.
-    """
-    if isinstance(args, SAMConfig):
-        return args
-    base: Any = type(args)
-    extended = copy.copy(args)
-    extended.__class__ = _extended(base)
-    for name in FIELDS:
-        setattr(extended, name, getattr(config, name))
-    return extended
-
-
-class _Extended:
-    """A class made at run time; copies and pickles find it again through the class it extends."""
-
-    extends: type[TrainingArguments]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        del protocol
-        return _rebuild, (self.extends, self.__dict__)
-
-
-@functools.cache
-def _extended(base: Any) -> Any:
-    namespace = {"__module__": __name__, "__doc__": base.__doc__, "extends": base}
-    return dataclass(repr=False)(type(base.__name__, (_Extended, SAMConfig, base), namespace))
-
-
-def _rebuild(base: Any, state: dict[str, Any]) -> TrainingArguments:
-    cls = _extended(base)
-    args = cls.__new__(cls)
-    args.__dict__.update(state)
-    return args

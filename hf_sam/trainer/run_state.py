@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from hf_sam.radius.auto import PASSES, PLAIN_PASSES
 from hf_sam.radius.schedules import AUTO
 from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing
 from hf_sam.step_context import StepContext
-from hf_sam.trainer.arguments import FIELDS, config_of
+from hf_sam.trainer.arguments import config_of
 from hf_sam.trainer.logs import Averages, Sampler
 from hf_sam.trainer.micro_batches import Window
+from hf_sam.trainer.shared_arguments import FIELDS
 from hf_sam.trainer.step_planner import StepPlanner, mean_over_processes
 from hf_sam.variants import Regulariser
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
@@ -49,9 +51,13 @@ class RunState:
         in_descent_pass: whether the second pass runs.
         counts_examples: whether the pass that runs is the one that counts each example.
         told: which warnings have been given.
+        trainer_state: the Trainer's own, of the attempt to train that this one belongs to; None before the first step.
+        own_steps: optimizer steps that went through SAM's `training_step`.
+        entered: whether a micro-batch has, since the optimizer last stepped.
+        checked_step: the number of the last step that was seen to be SAM's; None before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Iterable[str] = ()) -> None:
         self.config = SAMConfig(sam_variant=PLAIN)
         self.planner: StepPlanner | None = None
         self.engine: Engine | None = None
@@ -59,12 +65,28 @@ class RunState:
         self.window: Window | None = None
         self.averages, self.sampler = Averages(), Sampler()
         self.in_descent_pass, self.counts_examples = False, True
-        self.told: set[str] = set()
+        self.told = set(told)
+        self.trainer_state: Any = None
+        self.own_steps, self.entered = 0, False
+        self.checked_step: int | None = None
         self.field_values: list[Any] = []  # of the arguments, when the settings were read
         self.candidates: list[Tensor] = []  # what may be trained
         self.optimized: list[int] | None = None  # ids of the optimizer's parameters when a step listed the candidates
         self._chosen: set[int] | None = None
         self.optimizer_checks = 0
+
+    def of_attempt(self, state: Any) -> RunState:
+        """Return the state to go on with: a fresh one where the Trainer has begun again, after an error or a resume.
+
+        What an attempt remembers is kept until then: an error that ends the run, or that the user's code survives,
+        leaves it to be saved or to go on with. Where auto_find_batch_size begins anew it does not count.
+
+        Args:
+            state: the Trainer's own, which is another object for each attempt.
+        """
+        run = self if self.trainer_state is None else RunState(self.told)
+        run.trainer_state = state
+        return run
 
     def forget_window(self) -> None:
         """Drop what belongs to one optimizer step, also where Ctrl-C has kept a `finally` from doing so."""
@@ -98,6 +120,8 @@ class RunState:
             _warn_of_few_epochs(trainer, config)
             self.planner.variant.prepare(trainer.model.named_parameters())
             self.planner.variant.prepare_model(trainer.model)
+            if isinstance(self.planner.variant, Regulariser):
+                self.planner.variant.hide()
         return self.planner
 
     def list_parameters(self, trainer: Any, model: nn.Module) -> None:
@@ -162,6 +186,14 @@ class RunState:
             seen = torch.stack([torch.stack(part).sum() for part in (window.losses, window.rises) if part])
             loss, *rise = mean_over_processes(seen) if trainer.args.world_size > 1 else seen
             planner.radius.observe(loss, rise[0] if rise else None)
+
+
+def run_of(trainer: Any) -> RunState:
+    """Return the trainer's `RunState`, after having it replaced where it is of an earlier attempt to train."""
+    run: RunState = trainer._sam
+    if run.trainer_state is not trainer.state:
+        run = trainer._sam = run.of_attempt(trainer.state)
+    return run
 
 
 def _warn_of_few_epochs(trainer: Any, config: SAMConfig) -> None:

@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
-from hf_sam.trainer.arguments import config_of, resolve_config, with_sam_fields
+from hf_sam.trainer.arguments import config_of, resolve_config
 from hf_sam.trainer.checkpoint import load_sam_state, save_sam_state
+from hf_sam.trainer.interference import check_step
 from hf_sam.trainer.micro_batches import COUNTERS
 from hf_sam.trainer.model_card import signing_saved_card, write_card
 from hf_sam.trainer.reload import load_renamed
 from hf_sam.trainer.run_state import RunState
+from hf_sam.trainer.shared_arguments import as_plain, with_sam_fields
 from hf_sam.trainer.training_step import training_step
-from hf_sam.trainer.unsupported import refuse_request, refuse_trainer
+from hf_sam.trainer.unsupported import refuse_order, refuse_request, refuse_trainer
 
 # The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ class SAMTrainerMixin(SomeTrainer):
     """
 
     counters: tuple[str, ...] = COUNTERS
+    current_gradient_accumulation_steps = 1  # where `training_step` is called outside of `train()`
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_order(cls, SAMTrainerMixin)
 
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
@@ -111,6 +118,7 @@ class SAMTrainerMixin(SomeTrainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Let every process know the averages over all of them where the Trainer does so with its loss."""
+        check_step(self, args[1] if len(args) > 1 else kwargs.get("grad_norm"))
         several = self.args.world_size > 1 and self._sam.config.sam_variant != PLAIN
         if several and self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._sam.averages.share(self.args.device)
@@ -143,8 +151,12 @@ class SAMTrainerMixin(SomeTrainer):
             super()._issue_warnings_after_load(load_result)  # else load_renamed is strict, a warning would be wrong
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        save = super()._save
-        signing_saved_card(self, output_dir, lambda: save(output_dir, *args, **kwargs))
+        save, own = super()._save, self.args
+        self.args = as_plain(own)  # training_args.bin is to load where hf_sam is not installed
+        try:
+            signing_saved_card(self, output_dir, lambda: save(output_dir, *args, **kwargs))
+        finally:
+            self.args = own
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the Trainer's model card with the tag, SAM's settings and the citation."""

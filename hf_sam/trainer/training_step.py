@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from hf_sam.config.sam_config import PLAIN
 from hf_sam.step.measurement import Measurement
 from hf_sam.step.replay import BufferState, RandomState
-from hf_sam.step.two_pass import set_gradients
-from hf_sam.trainer.arguments import FIELDS
+from hf_sam.step.two_pass import Gradients, put_gradients_under, set_gradients, take_gradients
 from hf_sam.trainer.ascent_pass import ascend_on_a_subset, ascent_pass, average_moved, gradient_is_small
+from hf_sam.trainer.interference import WATCHED_STEPS, note_gradients, refuse_edited_gradients, watched
 from hf_sam.trainer.logs import tell_realised_norm
 from hf_sam.trainer.micro_batches import MicroBatch, Window, counted_once
 from hf_sam.trainer.one_pass import one_pass
+from hf_sam.trainer.run_state import run_of
+from hf_sam.trainer.shared_arguments import FIELDS
 
 Step = Callable[..., Tensor]
 
@@ -40,19 +42,28 @@ def training_step(
         The clean loss of the micro-batch, L(w), as the Trainer scales it (promise 6); of a step of one pass its loss.
     """
     run = trainer._sam
+    if run.trainer_state is not trainer.state:
+        run = run_of(trainer)
     if run.window is None and [getattr(trainer.args, name) for name in FIELDS] != run.field_values:
         run.read_settings(trainer)
+    run.entered = True
     if run.config.sam_variant == PLAIN:
         return plain_step(model, inputs, num_items)
     try:
         step = TrainingStep(trainer, plain_step, model)
-        with run.engine.deferred_step():
-            return step.take(inputs, num_items)
+        window, variant = step.window, run.planner.variant
+        if run.own_steps < WATCHED_STEPS:
+            step.plain_step = watched(trainer, plain_step, window.params)
+        if window.left is not None:
+            refuse_edited_gradients(window)
+        with run.engine.deferred_step(), variant.at_work() if variant.passes == "plain" else nullcontext():
+            loss = step.take(inputs, num_items)
+        if not window.ends:
+            note_gradients(window, run.config.sam_scope)
+        run.own_steps += window.ends
+        return loss
     except BaseException:
-        # A smaller batch may be tried next (auto_find_batch_size), from the start or from a checkpoint: it must not
-        # replay these micro-batches, nor go on with what this attempt remembers.
-        run.forget_window()
-        run.planner, run.field_values = None, []
+        run.forget_window()  # the next micro-batch must not replay these
         raise
 
 
@@ -87,6 +98,8 @@ class TrainingStep:
         if planner.needs_loss_scale and getattr(trainer.accelerator, "scaler", None) is not None:
             planner.variant.loss_scale = trainer.accelerator.scaler.get_scale()  # waits for the device
         run.window = window = Window(self.model, plan, params)
+        if plan.passes == "two" and run.config.sam_scope != "micro_batch":
+            window.earlier = take_gradients(params)
         return window
 
     def take(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> Tensor:
@@ -106,7 +119,7 @@ class TrainingStep:
         """Run the clean pass of a micro-batch, and the descent where it is the last of its perturbation."""
         window, config, engine = self.window, self.run.config, self.run.engine
         alone, part = config.sam_scope == "micro_batch", config.ascent_fraction < 1
-        earlier = [p.grad for p in window.params] if alone else None
+        earlier = [p.grad for p in window.params] if alone else window.earlier
         # Shards of one micro-batch's gradient exist only after a reduction.
         with engine.sync.all_together() if alone and engine.sync and engine.sync.sharded else nullcontext():
             if alone:
@@ -124,7 +137,7 @@ class TrainingStep:
                 window.micro_batches, window.buffers = [], None
         return micro_batch.clean_loss
 
-    def _descend(self, earlier: list[Tensor | None] | None, part: bool) -> None:
+    def _descend(self, earlier: Gradients | None, part: bool) -> None:
         """Complete the clean gradient, climb, run the micro-batches at w + epsilon and come back."""
         run, window = self.run, self.window
         planner, config, sync = run.planner, run.config, run.engine.sync
@@ -134,6 +147,7 @@ class TrainingStep:
             average_moved(self)
         if planner.test is not None and gradient_is_small(self):
             window.plan = window.plan._replace(passes="plain")
+            put_gradients_under(window.params, earlier or [None] * len(window.params))
             return
         count = self.trainer.current_gradient_accumulation_steps
         rises: list[Tensor] = []
