@@ -47,9 +47,9 @@ def sharpness_aware_grad(
     Args:
         closure: runs forward and backward over the whole batch, leaves gradients in `.grad` and returns the loss. It is
             called twice and must use the same data both times; it may call `zero_grad`, it must not step.
-        parameters: every parameter that `closure` gives a gradient, on one device; or `model.named_parameters()`, or
-            the model, or parameter groups such as `optimizer.param_groups`. Parameters sharded with `fully_shard` (FSDP2) are whole to rho;
-            those of FullyShardedDataParallel (FSDP1) cannot be recognised here.
+        parameters: every parameter that `closure` gives a gradient, on one device; or `model.named_parameters()`, the
+            model, or parameter groups such as `optimizer.param_groups`. Parameters sharded with `fully_shard` (FSDP2)
+            are whole to rho; those of FullyShardedDataParallel (FSDP1) cannot be recognised here.
         rho: radius, a Euclidean norm over all parameters, >= 0.
         variant: a name ("sam", "asam"), or an instance, which variants that keep gradients between calls have to be.
         variant_kwargs: options for a variant given by name.
@@ -152,8 +152,8 @@ def _refuse_step(params: list[Tensor], versions: list[int]) -> None:
     written = [p._version != before for p, before in zip(params, versions, strict=True) if p.grad is not None]
     if written and all(written) and not isinstance(params, Shards):
         raise RuntimeError(
-            "`closure` has changed every parameter, as an optimizer's step does: it must only compute the loss and call "
-            "backward. Step after sharpness_aware_grad."
+            "`closure` has changed every parameter, as an optimizer's step does: it must compute the loss and call "
+            "backward, no more. Step after sharpness_aware_grad."
         )
 
 

@@ -23,12 +23,13 @@ UNTESTED = (
     "synchronisation of the two passes. {way_out}, or pass sam_variant='none' for the plain Trainer."
 )
 ONE_GPU = (
-    "Set CUDA_VISIBLE_DEVICES=0 before Python starts to train on one of them, or launch one process per GPU with torchrun"
+    "Set CUDA_VISIBLE_DEVICES=0 before Python starts to train on one of them, or launch one process per GPU with "
+    "torchrun"
 )
 ALONE = (
-    "The launcher has started {launched} processes (WORLD_SIZE={launched}) and this one trains by itself, as the others "
-    "will, into the same folder: it found no GPU of its own. Add --use_cpu (use_cpu=True) to train together on CPUs, take "
-    "a machine with {launched} GPUs, or start one process."
+    "The launcher has started {launched} processes (WORLD_SIZE={launched}), but this one trains by itself, as the "
+    "others will, into the same folder: it found no GPU of its own. Add --use_cpu (use_cpu=True) to train together on "
+    "CPUs, take a machine with {launched} GPUs, or start one process."
 )
 ONE_PERTURBATION = (
     "Weights sharded over processes share one perturbation, so `sam_scope='device'` cannot be. Use sam_scope='batch', "

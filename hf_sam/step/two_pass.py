@@ -92,9 +92,9 @@ def take_gradients(params: list[Tensor]) -> Gradients | None:
 
 
 @torch.no_grad()
-def put_gradients_under(params: list[Tensor], earlier: Gradients) -> None:
+def put_gradients_under(params: list[Tensor], earlier: Gradients | None) -> None:
     """Add the clean gradient to the gradients from before the step, where no second pass does."""
-    for p, grad in zip(params, earlier, strict=True):
+    for p, grad in zip(params, earlier, strict=True) if earlier else ():
         if grad is not None:
             p.grad = grad if p.grad is None else grad.add_(p.grad)
 

@@ -11,7 +11,6 @@ import torch
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.engines.supported import is_sharded
 from hf_sam.radius.schedules import AUTO
-from hf_sam.trainer.run_state import run_of
 from hf_sam.trainer.shared_arguments import FIELDS
 from hf_sam.trainer.state_file import load_state, save_state
 
@@ -31,7 +30,7 @@ def save_sam_state(trainer: Any, directory: str) -> None:
     config, args = trainer.sam_config, trainer.args
     if config.sam_variant == PLAIN:
         return
-    state = run_of(trainer).planner_for(trainer, config).state_dict()
+    state = trainer._sam.planner_for(trainer, config).state_dict()
     processes = args.world_size if state and _each_has_its_own(trainer, config) else 1
     if processes > 1 or args.should_save:
         process = args.process_index if processes > 1 else 0
@@ -77,7 +76,7 @@ def load_sam_state(trainer: Any, checkpoint: str | None) -> None:
     if AUTO in (written.get("rho"), config.rho) and "rho" in changed:
         parts.discard("radius")
     try:
-        run_of(trainer).planner_for(trainer, config).load_state_dict(state, tuple(parts))
+        trainer._sam.planner_for(trainer, config).load_state_dict(state, tuple(parts))
     except ValueError as error:
         raise ValueError(
             f"The SAM state in {checkpoint} does not fit this run ({error}). Resume from another checkpoint, or "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do training arguments with SAM's settings train in a Trainer that knows nothing of them?"""
+"""Notice when training arguments with SAM's settings train in a Trainer that knows nothing of them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import Any
 
 from transformers import Trainer
 
+from hf_sam.config.sam_config import PLAIN
+
 logger = logging.getLogger(__name__)
 
 FORGOTTEN = (
-    "%s trains without SAM: the settings in %s, rho among them, are read by SAMTrainer and classes with SAMTrainerMixin "
-    "alone. Use hf_sam.SAMTrainer, or plain TrainingArguments (or sam_variant='none') if plain training is meant."
+    "%s trains without SAM: the settings in %s, rho among them, are read by SAMTrainer and classes with "
+    "SAMTrainerMixin alone. Use hf_sam.SAMTrainer; or plain TrainingArguments, or sam_variant='none', if plain "
+    "training is meant."
 )
 
 
@@ -39,10 +42,10 @@ def _notice(args: Any, caller: FrameType) -> None:
     if caller.f_code.co_name not in ("_wrap_model", "training_step"):
         return
     names = caller.f_locals
-    trainer = names.get("self")
-    if isinstance(trainer, Trainer) and not hasattr(type(trainer), "sam_config") and names.get("training", True):
-        if getattr(args, "sam_variant", "none") != "none":
-            _say(type(trainer).__name__, type(args).__name__)
+    trainer, trains = names.get("self"), names.get("training", True)
+    plain = isinstance(trainer, Trainer) and not hasattr(type(trainer), "sam_config")
+    if plain and trains and args.sam_variant != PLAIN:
+        _say(type(trainer).__name__, type(args).__name__)
 
 
 @functools.cache

@@ -26,25 +26,31 @@ BYPASSED = (
 PARTLY = ": the last micro-batch did not reach SAM's, and the optimizer took the clean gradient"
 SOMETIMES = "%s (step %d; said once, `sam/perturbed` counts them all)"
 EDITED = (
-    "The gradients were changed between two micro-batches of a step (by a callback in `on_substep_end`?), and the second "
-    "pass of a SAM step computes them anew. Change them in `on_pre_optimizer_step`, or use sam_scope='micro_batch'."
+    "The gradients were changed between two micro-batches of a step (by a callback in `on_substep_end`?), and the "
+    "second pass of a SAM step computes them anew. Change them in `on_pre_optimizer_step`, or use "
+    "sam_scope='micro_batch'."
 )
+
+
+def look_out(step: Any) -> None:
+    """Look for other writers: in the first steps of a run, and before each micro-batch of a step but the first.
+
+    Args:
+        step: the `TrainingStep` that is due.
+
+    Raises:
+        NotImplementedError: with the ways out.
+    """
+    if step.window.left is not None and _versions(step.window) != step.window.left:
+        raise NotImplementedError(EDITED)
+    if step.run.own_steps < WATCHED_STEPS:
+        step.plain_step = watched(step.trainer, step.plain_step, step.window.params)
 
 
 def note_gradients(window: Window, scope: str) -> None:
     """Note the gradients after a micro-batch that others of the step follow, where these are to run a second time."""
     if window.plan.passes == "two" and scope != "micro_batch":
         window.left = _versions(window)
-
-
-def refuse_edited_gradients(window: Window) -> None:
-    """Raise if gradients are not as they were left after the last micro-batch.
-
-    Raises:
-        NotImplementedError: with the ways out.
-    """
-    if _versions(window) != window.left:
-        raise NotImplementedError(EDITED)
 
 
 def _versions(window: Window) -> list[tuple[int, int] | None]:

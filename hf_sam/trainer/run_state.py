@@ -51,7 +51,7 @@ class RunState:
         in_descent_pass: whether the second pass runs.
         counts_examples: whether the pass that runs is the one that counts each example.
         told: which warnings have been given.
-        trainer_state: the Trainer's own, of the attempt to train that this one belongs to; None before the first step.
+        begun: whether the Trainer's loop has begun.
         own_steps: optimizer steps that went through SAM's `training_step`.
         entered: whether a micro-batch has, since the optimizer last stepped.
         checked_step: the number of the last step that was seen to be SAM's; None before the first.
@@ -66,8 +66,7 @@ class RunState:
         self.averages, self.sampler = Averages(), Sampler()
         self.in_descent_pass, self.counts_examples = False, True
         self.told = set(told)
-        self.trainer_state: Any = None
-        self.own_steps, self.entered = 0, False
+        self.begun, self.own_steps, self.entered = False, 0, False
         self.checked_step: int | None = None
         self.field_values: list[Any] = []  # of the arguments, when the settings were read
         self.candidates: list[Tensor] = []  # what may be trained
@@ -75,18 +74,15 @@ class RunState:
         self._chosen: set[int] | None = None
         self.optimizer_checks = 0
 
-    def of_attempt(self, state: Any) -> RunState:
-        """Return the state to go on with: a fresh one where the Trainer has begun again, after an error or a resume.
+    def begin_attempt(self) -> None:
+        """Start afresh where the Trainer begins again (auto_find_batch_size): what the last attempt knew is void.
 
-        What an attempt remembers is kept until then: an error that ends the run, or that the user's code survives,
-        leaves it to be saved or to go on with. Where auto_find_batch_size begins anew it does not count.
-
-        Args:
-            state: the Trainer's own, which is another object for each attempt.
+        It is kept until then: an error that ends the run, or that the user's code survives, leaves it to be saved or
+        to go on with.
         """
-        run = self if self.trainer_state is None else RunState(self.told)
-        run.trainer_state = state
-        return run
+        if self.begun:
+            vars(self).update(vars(RunState(self.told)))
+        self.begun = True
 
     def forget_window(self) -> None:
         """Drop what belongs to one optimizer step, also where Ctrl-C has kept a `finally` from doing so."""
@@ -186,14 +182,6 @@ class RunState:
             seen = torch.stack([torch.stack(part).sum() for part in (window.losses, window.rises) if part])
             loss, *rise = mean_over_processes(seen) if trainer.args.world_size > 1 else seen
             planner.radius.observe(loss, rise[0] if rise else None)
-
-
-def run_of(trainer: Any) -> RunState:
-    """Return the trainer's `RunState`, after having it replaced where it is of an earlier attempt to train."""
-    run: RunState = trainer._sam
-    if run.trainer_state is not trainer.state:
-        run = trainer._sam = run.of_attempt(trainer.state)
-    return run
 
 
 def _warn_of_few_epochs(trainer: Any, config: SAMConfig) -> None:

@@ -29,8 +29,8 @@ def with_sam_fields(args: TrainingArguments, config: SAMConfig) -> TrainingArgum
     """
     if isinstance(args, SAMConfig):
         return args
-    beside = () if holds_settings(args) else FIELDS
-    return _joined(type(args), vars(args), {name: getattr(config, name) for name in beside})
+    apart = () if holds_settings(args) else FIELDS
+    return _joined(type(args), vars(args), {name: getattr(config, name) for name in apart})
 
 
 def as_plain(args: TrainingArguments) -> TrainingArguments:
@@ -50,18 +50,18 @@ class _Extended:
 
     __slots__ = ()
     extends: type[TrainingArguments]
-    beside: tuple[str, ...]
+    apart: tuple[str, ...]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         del protocol
-        return _joined, (self.extends, dict(vars(self)), {name: getattr(self, name) for name in self.beside})
+        return _joined, (self.extends, dict(vars(self)), {name: getattr(self, name) for name in self.apart})
 
 
 @functools.cache
-def _extended(base: Any, beside: tuple[str, ...]) -> Any:
-    """Return a class that keeps the settings in `beside` apart from its other attributes."""
-    namespace = {"__module__": __name__, "__doc__": base.__doc__, "extends": base, "beside": beside}
-    made = type(base.__name__, (_Extended, SAMConfig, base), {**namespace, "__slots__": beside})
+def _extended(base: Any, apart: tuple[str, ...]) -> Any:
+    """Return a class that keeps some of the settings apart from its other attributes."""
+    namespace = {"__module__": __name__, "__doc__": base.__doc__, "extends": base, "apart": apart}
+    made = type(base.__name__, (_Extended, SAMConfig, base), {**namespace, "__slots__": apart})
     return dataclass(repr=False)(made)
 
 

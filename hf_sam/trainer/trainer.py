@@ -100,6 +100,11 @@ class SAMTrainerMixin(SomeTrainer):
         self._sam = RunState()
         return super().train(*args, **kwargs)
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train once; auto_find_batch_size calls this again with a smaller batch."""
+        self._sam.begin_attempt()
+        return super()._inner_training_loop(*args, **kwargs)
+
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,11 +16,10 @@ from hf_sam.step.measurement import Measurement
 from hf_sam.step.replay import BufferState, RandomState
 from hf_sam.step.two_pass import Gradients, put_gradients_under, set_gradients, take_gradients
 from hf_sam.trainer.ascent_pass import ascend_on_a_subset, ascent_pass, average_moved, gradient_is_small
-from hf_sam.trainer.interference import WATCHED_STEPS, note_gradients, refuse_edited_gradients, watched
+from hf_sam.trainer.interference import WATCHED_STEPS, look_out, note_gradients
 from hf_sam.trainer.logs import tell_realised_norm
 from hf_sam.trainer.micro_batches import MicroBatch, Window, counted_once
 from hf_sam.trainer.one_pass import one_pass
-from hf_sam.trainer.run_state import run_of
 from hf_sam.trainer.shared_arguments import FIELDS
 
 Step = Callable[..., Tensor]
@@ -42,8 +41,6 @@ def training_step(
         The clean loss of the micro-batch, L(w), as the Trainer scales it (promise 6); of a step of one pass its loss.
     """
     run = trainer._sam
-    if run.trainer_state is not trainer.state:
-        run = run_of(trainer)
     if run.window is None and [getattr(trainer.args, name) for name in FIELDS] != run.field_values:
         run.read_settings(trainer)
     run.entered = True
@@ -51,16 +48,13 @@ def training_step(
         return plain_step(model, inputs, num_items)
     try:
         step = TrainingStep(trainer, plain_step, model)
-        window, variant = step.window, run.planner.variant
-        if run.own_steps < WATCHED_STEPS:
-            step.plain_step = watched(trainer, plain_step, window.params)
-        if window.left is not None:
-            refuse_edited_gradients(window)
-        with run.engine.deferred_step(), variant.at_work() if variant.passes == "plain" else nullcontext():
+        if run.own_steps < WATCHED_STEPS or step.window.left is not None:
+            look_out(step)
+        with run.engine.deferred_step(), run.planner.at_work():
             loss = step.take(inputs, num_items)
-        if not window.ends:
-            note_gradients(window, run.config.sam_scope)
-        run.own_steps += window.ends
+        if not step.window.ends:
+            note_gradients(step.window, run.config.sam_scope)
+        run.own_steps += step.window.ends
         return loss
     except BaseException:
         run.forget_window()  # the next micro-batch must not replay these
@@ -147,7 +141,7 @@ class TrainingStep:
             average_moved(self)
         if planner.test is not None and gradient_is_small(self):
             window.plan = window.plan._replace(passes="plain")
-            put_gradients_under(window.params, earlier or [None] * len(window.params))
+            put_gradients_under(window.params, earlier)
             return
         count = self.trainer.current_gradient_accumulation_steps
         rises: list[Tensor] = []
@@ -177,7 +171,7 @@ class TrainingStep:
             window.buffers = BufferState(self.model)
         count = self.trainer.current_gradient_accumulation_steps
         random_state = RandomState(self.run.engine.devices)
-        window.micro_batches.append(MicroBatch(inputs, num_items, count, random_state, self._sync_mode()))
+        window.micro_batches.append(MicroBatch(inputs, num_items, count, random_state, self.get_sync_mode()))
         return window.micro_batches[-1]
 
     def pass_over(self, micro_batch: MicroBatch) -> Tensor:
@@ -201,7 +195,8 @@ class TrainingStep:
             The rise of the loss, summed over the micro-batches (0-dim, detached).
         """
         run, trainer, window, rises = self.run, self.trainer, self.window, []
-        random_state, buffers, sync_mode = RandomState(run.engine.devices), BufferState(self.model), self._sync_mode()
+        random_state, buffers = RandomState(run.engine.devices), BufferState(self.model)
+        sync_mode = self.get_sync_mode()
         counters = [] if part else [name for name in trainer.counters if hasattr(trainer, name)]
         run.in_descent_pass, run.counts_examples = True, part
         try:
@@ -211,33 +206,24 @@ class TrainingStep:
                 for number, micro_batch in enumerate(window.micro_batches):
                     if not (part and number):
                         micro_batch.random_state.restore()
-                    self._set_sync_mode(micro_batch.sync_mode)
+                    self.set_sync_mode(micro_batch.sync_mode)
                     rises.append(self.pass_over(micro_batch).detach() - micro_batch.clean_loss)
         finally:
             if not part:
                 random_state.restore()
             buffers.restore()
-            self._set_sync_mode(sync_mode)
+            self.set_sync_mode(sync_mode)
             run.in_descent_pass, run.counts_examples = False, True
             trainer.current_gradient_accumulation_steps = count
         return torch.stack(rises).sum()
 
-    @contextmanager
-    def sync_mode(self, mode: Any) -> Iterator[None]:
-        """Reduce gradients inside as when `mode` was noted."""
-        before = self._sync_mode()
-        self._set_sync_mode(mode)
-        try:
-            yield
-        finally:
-            self._set_sync_mode(before)
-
-    def _sync_mode(self) -> Any:
+    def get_sync_mode(self) -> Any:
         """Return how gradients are reduced now; in one process, only whether this micro-batch is the last."""
         sync = self.run.engine.sync
         return self.trainer.accelerator.gradient_state.sync_gradients if sync is None else sync.mode()
 
-    def _set_sync_mode(self, mode: Any) -> None:
+    def set_sync_mode(self, mode: Any) -> None:
+        """Reduce gradients as when `mode` was got."""
         if self.run.engine.sync is None:
             self.trainer.accelerator.gradient_state.sync_gradients = mode
         else:

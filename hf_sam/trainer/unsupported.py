@@ -19,20 +19,20 @@ UPDATES_IN_BACKWARD = (
     "them. Use an optimizer that updates in `step()`, such as adamw_torch_fused."
 )
 PERTURBS = (
-    "{name} is sharpness-aware itself, and SAMTrainer would perturb the weights a second time. Give the optimizer that it "
-    "wraps (such as torch.optim.AdamW), and its radius as SAMConfig(rho=...)."
+    "{name} is sharpness-aware itself, and SAMTrainer would perturb the weights a second time. Give the optimizer that "
+    "it wraps (such as torch.optim.AdamW), and its radius as SAMConfig(rho=...)."
 )
 PRIVATE = (
-    "{name} makes training differentially private: it accounts for one gradient of each example and step, and a SAM step "
-    "takes two, so that the noise would be too small. Train with sam_variant='none'."
+    "{name} makes training differentially private: it accounts for one gradient of each example and step, and a SAM "
+    "step takes two, so that the noise would be too small. Train with sam_variant='none'."
 )
 PRIVACY = ("opacus", "dp_transformers", "private_transformers", "fastDP", "private_vision", "pyvacy")
 """Packages for differentially private training."""
 PER_EXAMPLE = ("grad_sample", "private_grad", "summed_clipped_grad")
 """Where these keep the gradients of a parameter by example."""
 WRONG_ORDER = (
-    "class {name}({bases}): {first} stands in front of SAMTrainerMixin, so that its training_step would never reach SAM's. "
-    "Put the mixin first: class {name}({right})."
+    "class {name}({bases}): {first} stands in front of SAMTrainerMixin, so that its training_step would never reach "
+    "SAM's. Put the mixin first: class {name}({right})."
 )
 GENERATES = (
     "{name} generates its data inside `training_step`, so the second pass of a SAM step would see other data than the "
@@ -160,7 +160,7 @@ def _refuse_pairs(cls: type) -> None:
 
 
 def refuse_optimizer(optimizer: Any) -> None:
-    """Raise for an optimizer, or a class of one, that steps at another time, perturbs weights or keeps examples private.
+    """Raise for an optimizer, or a class of one, that steps in backward, perturbs weights or keeps examples private.
 
     Raises:
         NotImplementedError: with the reason and the alternative.
@@ -182,13 +182,13 @@ def refuse_training_by_others(model: nn.Module) -> None:
     Raises:
         NotImplementedError: with the reason and the alternative.
     """
+    for module in model.modules():
+        _refuse_private(type(module))
     for name, p in model.named_parameters():
         if hasattr(p, "_in_backward_optimizers"):  # of torch.distributed.optim
             raise NotImplementedError(UPDATES_IN_BACKWARD.format(name=f"The optimizer of {name!r}"))
         if any(hasattr(p, kept) for kept in PER_EXAMPLE):
             raise NotImplementedError(PRIVATE.format(name=f"A gradient for each example of {name!r}"))
-    for module in model.modules():
-        _refuse_private(type(module))
 
 
 def _refuse_private(cls: type) -> None:

@@ -184,7 +184,9 @@ class Penalty(TrainerCallback):
         self.start = [p.detach().clone() for p in model.parameters()]
 
     def on_step_begin(self, *args: Any, model: Any, **kwargs: Any) -> None:
-        sum((p - w).square().sum() + 0.1 * p.sum() for p, w in zip(model.parameters(), self.start)).backward()
+        sum(
+            (p - w).square().sum() + 0.1 * p.sum() for p, w in zip(model.parameters(), self.start, strict=True)
+        ).backward()
 
 
 GATED = {"sam_gate": "gradient_norm", "sam_gate_kwargs": {"c_start": 100, "c_end": 100}}  # plain after the first step
@@ -271,50 +273,58 @@ class NoStep(torch.optim.SGD):
         pass
 
 
-def stepping(hook_on: str, *, clear: bool = False) -> Any:
-    """Return a function that makes a model whose parameters step in the backward pass."""
+def at_once(p: Tensor, grad: Tensor) -> None:
+    p.data.add_(grad, alpha=-0.1)
 
-    def make() -> Net:
-        model = Net()
-        optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
 
-        def accumulated(p: Tensor) -> None:
-            optimizers[p].step()
-            if clear:
-                optimizers[p].zero_grad()
+def through_data(p: Tensor) -> None:
+    p.data.add_(p.grad, alpha=-0.1)
 
-        def through_data(p: Tensor) -> None:
-            p.data.add_(p.grad, alpha=-0.1)
 
-        def at_once(p: Tensor, grad: Tensor) -> None:
-            p.data.add_(grad, alpha=-0.1)
+def own_optimizer(p: Tensor, *, clear: bool) -> Any:
+    optimizer = torch.optim.SGD([p], lr=0.1)
 
-        def of_module(module: nn.Module, *grads: Any) -> None:
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.mul_(0.9)
+    def step(p: Tensor) -> None:
+        optimizer.step()
+        if clear:
+            optimizer.zero_grad()
 
+    return step
+
+
+@torch.no_grad()
+def shrink(module: nn.Module, model: nn.Module) -> None:
+    for p in model.parameters():
+        p.mul_(0.9)
+
+
+STEPPING = {
+    "accumulated": lambda p: p.register_post_accumulate_grad_hook(own_optimizer(p, clear=False)),
+    "cleared": lambda p: p.register_post_accumulate_grad_hook(own_optimizer(p, clear=True)),
+    "data": lambda p: p.register_post_accumulate_grad_hook(through_data),
+    "tensor": lambda p: p.register_hook(functools.partial(at_once, p)),
+}
+
+
+def stepping(hook_on: str) -> Net:
+    """Return a model whose parameters step in the backward pass."""
+    model = Net()
+    if hook_on == "module":
+        model.head.register_full_backward_hook(lambda module, *grads: shrink(module, model))
+    else:
         for p in model.parameters():
-            if hook_on == "tensor":
-                p.register_hook(functools.partial(at_once, p))
-            elif hook_on != "module":
-                p.register_post_accumulate_grad_hook(through_data if hook_on == "data" else accumulated)
-        if hook_on == "module":
-            model.body.register_full_backward_hook(of_module)
-        return model
-
-    return make
+            STEPPING[hook_on](p)
+    return model
 
 
 def no_step(model: nn.Module) -> dict[str, Any]:
     return {"optimizers": (NoStep(model.parameters(), lr=0.1), None)}
 
 
-@pytest.mark.parametrize("clear", [False, True])
-@pytest.mark.parametrize("hook_on", ["accumulated", "data", "tensor", "module"])
-def test_hooks_that_step_in_backward_end_the_run(hook_on: str, clear: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hook_on", [*STEPPING, "module"])
+def test_hooks_that_step_in_backward_end_the_run(hook_on: str, tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match=r"A hook of the model.* updates the weights during the backward"):
-        trained(tmp_path, SAMTrainer, SAM, stepping(hook_on, clear=clear), no_step)
+        trained(tmp_path, SAMTrainer, SAM, lambda: stepping(hook_on), no_step)
 
 
 def test_optimizers_that_torch_applies_in_backward_are_refused_before_anything_is_made(tmp_path: Path) -> None:
@@ -360,7 +370,7 @@ def test_weights_that_an_adversarial_pass_moves_and_brings_back_are_no_optimizer
                     p.add_(0.1 * p.grad)
             super().training_step(model, dict(inputs), num_items_in_batch)
             with torch.no_grad():
-                for p, w in zip(model.parameters(), kept):
+                for p, w in zip(model.parameters(), kept, strict=True):
                     p.copy_(w)
             return loss
 
@@ -395,6 +405,7 @@ def test_a_training_step_outside_of_train_is_a_sharpness_aware_one(tmp_path: Pat
     set_seed(1)
     expected = reference(**batch)["loss"]
     expected.backward()
-    assert torch.equal(found[0][0], expected) and torch.equal(found[1][0], expected)
+    assert torch.equal(found[0][0], expected)
+    assert torch.equal(found[1][0], expected)
     assert all(torch.equal(g, p.grad) for g, p in zip(found[0][1], reference.parameters(), strict=True))
     assert not any(torch.equal(g, p.grad) for g, p in zip(found[1][1], reference.parameters(), strict=True))

@@ -49,7 +49,9 @@ class Branch:
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """Add the branch's output, as a forward hook; not in evaluation, nor while adapters are disabled."""
-        if self.hidden or not (self.on and layer.training and any(factors.trained for factors in active_factors(layer))):
+        if self.hidden or not (
+            self.on and layer.training and any(factors.trained for factors in active_factors(layer))
+        ):
             return output
         x = inputs[0].to(self.a.dtype)
         return output + F.linear(F.linear(x, self.a), self.b).to(output.dtype)
