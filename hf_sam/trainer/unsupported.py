@@ -89,6 +89,7 @@ def refuse_request(cls: type, arguments: Iterable[Any]) -> None:
         NotImplementedError: with the reason and the alternative.
     """
     _refuse_repeated_data(cls)
+    _refuse_private(cls)
     for argument in arguments:
         if isinstance(argument, TrainingArguments):
             refuse_arguments(argument)

@@ -69,7 +69,7 @@ def test_a_trainer_with_a_step_of_its_own_is_told(tmp_path: Path, caplog: pytest
     ("cls", "kind", "act", "more"),
     [
         (SAMTrainer, SAMTrainingArguments, "train", {}),
-        (SAMSeq2SeqTrainer, SAMSeq2SeqTrainingArguments, "train", {}),
+        pytest.param(SAMSeq2SeqTrainer, SAMSeq2SeqTrainingArguments, "train", {}, marks=pytest.mark.slow),
         (Trainer, SAMTrainingArguments, "train", {"sam_variant": "none"}),
         (Trainer, SAMTrainingArguments, "evaluate", {}),
     ],

@@ -86,7 +86,7 @@ class MixedOwnStep(SAMTrainerMixin, OwnStep):
     pass
 
 
-@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.parametrize("max_grad_norm", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_a_training_step_that_does_not_reach_sams_ends_the_run_at_its_first_step(
     max_grad_norm: float, tmp_path: Path
 ) -> None:
@@ -97,6 +97,7 @@ def test_a_training_step_that_does_not_reach_sams_ends_the_run_at_its_first_step
     trained(tmp_path, derived, SAMConfig(sam_variant="none"))
 
 
+@pytest.mark.slow
 def test_the_way_out_of_it_trains(tmp_path: Path) -> None:
     plain = trained(tmp_path, OwnStep)
     assert same(plain, trained(tmp_path, MixedOwnStep, RHO_ZERO))
@@ -128,6 +129,7 @@ def test_a_step_in_between_that_does_not_reach_sams_is_told_and_counted(
 
 
 @pytest.mark.parametrize("first", [0, 4])
+@pytest.mark.slow
 def test_a_step_whose_last_micro_batch_does_not_reach_sams_is_not_replayed_with_the_next(
     first: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,6 +144,7 @@ def test_a_step_whose_last_micro_batch_does_not_reach_sams_is_not_replayed_with_
     assert trainer._sam.window is None
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_skipped_is_no_trouble(tmp_path: Path) -> None:
     def nothing(self: Any, *args: Any) -> Tensor:
         return torch.zeros(())
@@ -151,6 +154,7 @@ def test_a_batch_that_is_skipped_is_no_trouble(tmp_path: Path) -> None:
     assert same(plain, trained(tmp_path, type("Skipping", (SAMTrainer,), skips), RHO_ZERO))
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_after_its_last_step_is_no_trouble(tmp_path: Path) -> None:
     trained(tmp_path, SAMTrainer, SAM, num_train_epochs=1, max_steps=12, save_strategy="steps", save_steps=12)
     model, args = Net(), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=12)
@@ -165,8 +169,10 @@ def twice(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None) ->
     return sum(base.training_step(model, part, num_items_in_batch) for part in parts)
 
 
-@pytest.mark.parametrize("scope", ["batch", "micro_batch"])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("scope", "accumulation"),
+    [("batch", 1), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("batch", 2), ("micro_batch", 2)))],
+)
 def test_two_calls_in_one_step_add_up(accumulation: int, scope: str, tmp_path: Path) -> None:
     arguments = {"gradient_accumulation_steps": accumulation}
     plain = trained(tmp_path, type("Twice", (Trainer,), {"training_step": twice}), **arguments)
@@ -192,31 +198,32 @@ class Penalty(TrainerCallback):
 GATED = {"sam_gate": "gradient_norm", "sam_gate_kwargs": {"c_start": 100, "c_end": 100}}  # plain after the first step
 
 
+KEPT = [
+    {},
+    {"sam_scope": "micro_batch"},
+    {"sam_parameters": "head.*"},
+    {"sam_variant": "momentum"},
+    {"sam_every": 2},
+    {"ascent_fraction": 0.5},
+]
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"sam_scope": "micro_batch"},
-        {"sam_parameters": "last:1"},
-        {"sam_variant": "momentum"},
-        {"sam_every": 2},
-        {"ascent_fraction": 0.5},
-    ],
+    ("settings", "accumulation"),
+    [pytest.param(s, n, marks=() if (s, n) == ({}, 2) else pytest.mark.slow) for s in KEPT for n in (1, 2)],
     ids=str,
 )
-@pytest.mark.parametrize("accumulation", [1, 2])
 def test_gradients_from_before_the_step_are_kept(settings: dict[str, Any], accumulation: int, tmp_path: Path) -> None:
     def more(model: nn.Module) -> dict[str, Any]:
         return {"callbacks": [Penalty()]}
 
     arguments = {"gradient_accumulation_steps": accumulation, "max_grad_norm": 0.0, "optim_args": "momentum=0.9"}
     plain = trained(tmp_path, Trainer, more=more, **arguments)
-    if settings.get("sam_parameters"):
-        settings = {"sam_parameters": "head.*"}
     sharp = trained(tmp_path, SAMTrainer, SAMConfig(rho=0.0, **settings), more=more, **arguments)
     assert same(plain, sharp)
 
 
+@pytest.mark.slow
 def test_gradients_from_before_a_step_that_the_test_leaves_out_are_kept(tmp_path: Path) -> None:
     def more(model: nn.Module) -> dict[str, Any]:
         return {"callbacks": [Penalty()]}
@@ -225,6 +232,7 @@ def test_gradients_from_before_a_step_that_the_test_leaves_out_are_kept(tmp_path
     assert same(plain, trained(tmp_path, SAMTrainer, SAMConfig(rho=0.0, **GATED), more=more))
 
 
+@pytest.mark.slow
 def test_gradients_from_before_the_step_do_not_say_where_to_climb(tmp_path: Path) -> None:
     """A penalty of the weights whose gradient is large: the perturbation is the one of the loss alone."""
     seen: dict[str, list[Tensor]] = {"with": [], "without": []}
@@ -321,12 +329,16 @@ def no_step(model: nn.Module) -> dict[str, Any]:
     return {"optimizers": (NoStep(model.parameters(), lr=0.1), None)}
 
 
-@pytest.mark.parametrize("hook_on", [*STEPPING, "module"])
+@pytest.mark.parametrize(
+    "hook_on",
+    [name if name == "data" else pytest.param(name, marks=pytest.mark.slow) for name in (*STEPPING, "module")],
+)
 def test_hooks_that_step_in_backward_end_the_run(hook_on: str, tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match=r"A hook of the model.* updates the weights during the backward"):
         trained(tmp_path, SAMTrainer, SAM, lambda: stepping(hook_on), no_step)
 
 
+@pytest.mark.slow
 def test_optimizers_that_torch_applies_in_backward_are_refused_before_anything_is_made(tmp_path: Path) -> None:
     optim = pytest.importorskip("torch.distributed.optim")
 
@@ -345,6 +357,7 @@ def clamp(p: Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+@pytest.mark.slow
 def test_hooks_that_change_gradients_train_as_in_the_plain_trainer(kind: str, tmp_path: Path) -> None:
     def make() -> Net:
         model = Net()
@@ -360,6 +373,7 @@ def test_hooks_that_change_gradients_train_as_in_the_plain_trainer(kind: str, tm
     assert not same(plain, trained(tmp_path, SAMTrainer, SAM, make))
 
 
+@pytest.mark.slow
 def test_weights_that_an_adversarial_pass_moves_and_brings_back_are_no_optimizers_work(tmp_path: Path) -> None:
     class Adversarial(Trainer):
         def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:

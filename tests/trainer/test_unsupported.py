@@ -261,6 +261,9 @@ def test_a_package_for_privacy_is_refused_by_its_optimizer_and_its_module(tmp_pa
     private = type("DPOptimizer", (torch.optim.SGD,), {"__module__": "opacus.optimizers.optimizer"})
     message = refusal(model, arguments(tmp_path), optimizers=(private(model.parameters(), lr=0.1), None))
     assert message.startswith("DPOptimizer makes training differentially private")
+    theirs = type("OpacusDPTrainer", (Trainer,), {"__module__": "dp_transformers.dp_utils"})
+    mixed = type("Mine", (SAMTrainerMixin, theirs), {})
+    assert refusal(nn.Linear(1, 1), arguments(tmp_path), mixed).startswith("Mine makes training differentially private")
     wrapped = type("GradSampleModule", (nn.Linear,), {"__module__": "opacus.grad_sample"})
     assert refusal(wrapped(1, 1), arguments(tmp_path)).startswith("GradSampleModule makes training")
 
