@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,16 +14,16 @@ from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from hf_sam.config.near_misses import naming_near_misses
 from hf_sam.config.presets import PRESETS, fields_of_preset
 from hf_sam.config.sam_config import SAMConfig
+from hf_sam.trainer.forgotten_class import NoticesPlainTrainer
+from hf_sam.trainer.shared_arguments import FIELDS, holds_settings
 
-FIELDS = tuple(f.name for f in fields(SAMConfig))
-"""The names of SAM's settings."""
 WORDS = ("rho", "sam_start")
-"""Those of them that are a number or a word."""
+"""Those of SAM's settings that are a number or a word."""
 
 
 @naming_near_misses
 @dataclass(repr=False)  # TrainingArguments' own hides the tokens
-class SAMTrainingArguments(SAMConfig, TrainingArguments):
+class SAMTrainingArguments(NoticesPlainTrainer, SAMConfig, TrainingArguments):
     """`TrainingArguments` with the fields of `SAMConfig`, for scripts and `HfArgumentParser`.
 
     Args:
@@ -77,7 +75,7 @@ def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
     """
     if sam_config is not None and not isinstance(sam_config, SAMConfig):
         raise TypeError(f"`sam_config` must be a SAMConfig, got {sam_config!r}.")
-    if isinstance(args, SAMConfig):
+    if holds_settings(args):
         if sam_config is not None:
             raise ValueError(
                 f"`sam_config` was given beside `args` of type {type(args).__name__}, which already holds SAM's "
@@ -108,22 +106,6 @@ def config_of(args: SAMConfig) -> SAMConfig:
     return SAMConfig(**{name: getattr(args, name) for name in FIELDS})
 
 
-def with_sam_fields(args: TrainingArguments, config: SAMConfig) -> TrainingArguments:
-    """Return a copy of `args` that also has SAM's fields.
-
-    Trackers log `args.to_dict()` and a hyperparameter search sets attributes of `args`, so this is where a composed
-    `SAMConfig` has to be for both to work. The user's own object is left alone.
-    """
-    if isinstance(args, SAMConfig):
-        return args
-    base: Any = type(args)
-    extended = copy.copy(args)
-    extended.__class__ = _extended(base)
-    for name in FIELDS:
-        setattr(extended, name, getattr(config, name))
-    return extended
-
-
 @contextmanager
 def keeping_words(args: Any) -> Iterator[None]:
     """Let a hyperparameter search write a number or a word where either may stand.
@@ -148,26 +130,3 @@ def keeping_words(args: Any) -> Iterator[None]:
             f"`preset={args.preset!r}` was set by a search, and is read only when the arguments are made. Search over "
             "the settings that it stands for (SAMConfig.preset shows them)."
         )
-
-
-class _Extended:
-    """A class made at run time; copies and pickles find it again through the class it extends."""
-
-    extends: type[TrainingArguments]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        del protocol
-        return _rebuild, (self.extends, self.__dict__)
-
-
-@functools.cache
-def _extended(base: Any) -> Any:
-    namespace = {"__module__": __name__, "__doc__": base.__doc__, "extends": base}
-    return dataclass(repr=False)(type(base.__name__, (_Extended, SAMConfig, base), namespace))
-
-
-def _rebuild(base: Any, state: dict[str, Any]) -> TrainingArguments:
-    cls = _extended(base)
-    args = cls.__new__(cls)
-    args.__dict__.update(state)
-    return args

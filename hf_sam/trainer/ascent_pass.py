@@ -81,7 +81,7 @@ def ascend_on_a_subset(step: Any) -> None:
             for number, inputs in enumerate(subset, start=1):
                 mode = (last if number == len(subset) else first).sync_mode
                 part = MicroBatch(inputs, num_items, last.accumulation_steps * share, first.random_state)
-                with step.sync_mode(mode), ascent_pass(step):
+                with _reducing_as(step, mode), ascent_pass(step):
                     losses.append(step.pass_over(part).detach())
     finally:
         run.counts_examples = True
@@ -89,12 +89,30 @@ def ascend_on_a_subset(step: Any) -> None:
     last.clean_loss = torch.stack(losses).sum()
 
 
+@contextmanager
+def _reducing_as(step: Any, mode: Any) -> Iterator[None]:
+    """Reduce gradients inside as when `mode` was noted."""
+    before = step.get_sync_mode()
+    step.set_sync_mode(mode)
+    try:
+        yield
+    finally:
+        step.set_sync_mode(before)
+
+
 def gradient_is_small(step: Any) -> bool:
-    """Return whether the clean gradient, now complete, says that this step is to be a plain one (`sam_gate`)."""
+    """Return whether the clean gradient, now complete, says that this step is to be a plain one (`sam_gate`).
+
+    The first process decides for all: where another one's norm differs in the last bit, the others would wait for ever
+    for the second pass that it does not make.
+    """
     planner = step.run.planner
     reached = step.run.engine.as_shards([p for p in step.window.params if p.grad is not None])
     norm = global_norm(gradients(reached), reached)
-    return not planner.test.passes((norm / planner.variant.loss_scale).square(), step.window.plan.context)
+    squared = (norm / planner.variant.loss_scale).square()
+    if step.trainer.args.world_size > 1:
+        torch.distributed.broadcast(squared, src=0)
+    return not planner.test.passes(squared, step.window.plan.context)
 
 
 def _items_of(trainer: Any, subset: BatchSubset, micro_batches: Sequence[MicroBatch]) -> Tensor | None:

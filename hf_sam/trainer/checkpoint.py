@@ -11,8 +11,8 @@ import torch
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.engines.supported import is_sharded
 from hf_sam.radius.schedules import AUTO
-from hf_sam.trainer.arguments import FIELDS
 from hf_sam.trainer.run_totals import STATE, RunTotals
+from hf_sam.trainer.shared_arguments import FIELDS
 from hf_sam.trainer.state_file import load_state, save_state
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from hf_sam.radius.auto import PASSES, PLAIN_PASSES
 from hf_sam.radius.schedules import AUTO
 from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing
 from hf_sam.step_context import StepContext
-from hf_sam.trainer.arguments import FIELDS, config_of
+from hf_sam.trainer.arguments import config_of
 from hf_sam.trainer.logs import Averages, Sampler
 from hf_sam.trainer.micro_batches import Window
+from hf_sam.trainer.shared_arguments import FIELDS
 from hf_sam.trainer.step_planner import StepPlanner, mean_over_processes
 from hf_sam.variants import Regulariser
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
@@ -51,9 +53,13 @@ class RunState:
         counts_examples: whether the pass that runs is the one that counts each example.
         told: which warnings have been given.
         loading: the model and the checkpoint's folder while the Trainer loads weights; else None.
+        begun: whether the Trainer's loop has begun.
+        own_steps: optimizer steps that went through SAM's `training_step`.
+        entered: whether a micro-batch has, since the optimizer last stepped.
+        checked_step: the number of the last step that was seen to be SAM's; None before the first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Iterable[str] = ()) -> None:
         self.config = SAMConfig(sam_variant=PLAIN)
         self.planner: StepPlanner | None = None
         self.engine: Engine | None = None
@@ -61,13 +67,25 @@ class RunState:
         self.window: Window | None = None
         self.averages, self.sampler = Averages(), Sampler()
         self.in_descent_pass, self.counts_examples = False, True
-        self.told: set[str] = set()
+        self.told = set(told)
         self.loading: tuple[nn.Module, Path] | None = None
+        self.begun, self.own_steps, self.entered = False, 0, False
+        self.checked_step: int | None = None
         self.field_values: list[Any] = []  # of the arguments, when the settings were read
         self.candidates: list[Tensor] = []  # what may be trained
         self.optimized: list[int] | None = None  # ids of the optimizer's parameters when a step listed the candidates
         self._chosen: set[int] | None = None
         self.optimizer_checks = 0
+
+    def begin_attempt(self) -> None:
+        """Start afresh where the Trainer begins again (auto_find_batch_size): what the last attempt knew is void.
+
+        It is kept until then: an error that ends the run, or that the user's code survives, leaves it to be saved or
+        to go on with.
+        """
+        if self.begun:
+            vars(self).update(vars(RunState(self.told)))
+        self.begun = True
 
     def forget_window(self) -> None:
         """Drop what belongs to one optimizer step, also where Ctrl-C has kept a `finally` from doing so."""
@@ -103,6 +121,8 @@ class RunState:
             _warn_of_few_epochs(trainer, config)
             self.planner.variant.prepare(trainer.model.named_parameters())
             self.planner.variant.prepare_model(trainer.model)
+            if isinstance(self.planner.variant, Regulariser):
+                self.planner.variant.hide()
         return self.planner
 
     def list_parameters(self, trainer: Any, model: nn.Module) -> None:

@@ -10,21 +10,17 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
-from hf_sam.trainer.arguments import (
-    config_of,
-    keeping_words,
-    refuse_misplaced,
-    resolve_config,
-    with_sam_fields,
-)
+from hf_sam.trainer.arguments import config_of, keeping_words, refuse_misplaced, resolve_config
 from hf_sam.trainer.checkpoint import load_sam_state, save_sam_state
+from hf_sam.trainer.interference import check_step
 from hf_sam.trainer.logs import add_measurements
 from hf_sam.trainer.micro_batches import COUNTERS
 from hf_sam.trainer.model_card import signing_saved_card, write_card
 from hf_sam.trainer.reload import load_renamed, loading
 from hf_sam.trainer.run_state import RunState
+from hf_sam.trainer.shared_arguments import as_plain, with_sam_fields
 from hf_sam.trainer.training_step import training_step
-from hf_sam.trainer.unsupported import refuse_request, refuse_trainer
+from hf_sam.trainer.unsupported import refuse_order, refuse_request, refuse_trainer
 
 # The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
 if TYPE_CHECKING:
@@ -62,6 +58,11 @@ class SAMTrainerMixin(SomeTrainer):
     """
 
     counters: tuple[str, ...] = COUNTERS
+    current_gradient_accumulation_steps = 1  # where `training_step` is called outside of `train()`
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_order(cls, SAMTrainerMixin)
 
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
@@ -100,6 +101,11 @@ class SAMTrainerMixin(SomeTrainer):
         self._sam = RunState()
         return super().train(*args, **kwargs)
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train once; auto_find_batch_size calls this again with a smaller batch."""
+        self._sam.begin_attempt()
+        return super()._inner_training_loop(*args, **kwargs)
+
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -117,6 +123,7 @@ class SAMTrainerMixin(SomeTrainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Let every process know the averages over all of them where the Trainer does so with its loss."""
+        check_step(self, args[1] if len(args) > 1 else kwargs.get("grad_norm"))
         if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
             self._share_averages()
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -159,8 +166,12 @@ class SAMTrainerMixin(SomeTrainer):
         super()._issue_warnings_after_load(load_result)
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        save = super()._save
-        signing_saved_card(self, output_dir, lambda: save(output_dir, *args, **kwargs))
+        save, own = super()._save, self.args
+        self.args = as_plain(own)  # training_args.bin is to load where hf_sam is not installed
+        try:
+            signing_saved_card(self, output_dir, lambda: save(output_dir, *args, **kwargs))
+        finally:
+            self.args = own
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the Trainer's model card with the tag, SAM's settings and the citation."""

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from transformers import TrainingArguments
 
-from hf_sam import SAMConfig
+from hf_sam import SAMConfig, SAMTrainer, SAMTrainingArguments
 from tests.promises.runs import trainer_for
 
 ELSEWHERE = """
@@ -117,3 +118,17 @@ def test_training_arguments_saved_beside_the_model_remember_the_settings(tmp_pat
     args = torch.load(tmp_path / "checkpoint-1" / "training_args.bin", weights_only=False)
     assert args.rho == 0.3
     assert args.learning_rate == trainer.args.learning_rate
+
+
+@pytest.mark.parametrize("kind", [TrainingArguments, SAMTrainingArguments])
+def test_training_arguments_saved_beside_the_model_load_where_the_package_is_not_installed(
+    kind: type, tmp_path: Path
+) -> None:
+    settings = {"sam_config": SAMConfig(rho=0.3)} if kind is TrainingArguments else {}
+    more = {} if settings else {"rho": 0.3}
+    trainer = SAMTrainer(torch.nn.Linear(1, 1), kind(str(tmp_path), use_cpu=True, report_to="none", **more), **settings)
+    trainer.save_model()
+    assert trainer.sam_config.rho == 0.3  # still
+    assert b"hf_sam" not in (tmp_path / "training_args.bin").read_bytes()
+    saved = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    assert (type(saved), saved.rho) == (TrainingArguments, 0.3)

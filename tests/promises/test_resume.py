@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hf_sam import SAMConfig, SAMTrainer
 from tests import warm
@@ -221,3 +223,86 @@ def test_save_only_model_saves_only_the_model(tmp_path: Path) -> None:
     trainer.train()
     assert not list((tmp_path / "checkpoint-1").glob("sam_state*"))
     assert isinstance(trainer, SAMTrainer)
+
+
+class Failing(SAMTrainer):
+    """Fails in a pass of its third step, once."""
+
+    error: type[BaseException] = KeyboardInterrupt
+    failed = False
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2 and not self.failed and self.in_descent_pass:
+            self.failed = True
+            raise self.error("CUDA out of memory. In the middle of a pass.")  # so auto_find_batch_size knows it
+        return super().compute_loss(*args, **kwargs)
+
+
+class Surviving(Failing):
+    """Leaves the batch out in which a pass failed, as many a trainer does when memory runs out."""
+
+    error = RuntimeError
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().training_step(*args, **kwargs)
+        except RuntimeError:
+            self.model.zero_grad()
+            return torch.zeros(())
+
+
+def remembered(trainer: Any) -> dict[str, Any]:
+    return {k: v.tolist() for k, v in trainer._sam.planner.state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+STATEFUL = SAMConfig(rho=0.05, rho_schedule="target_ascent")
+
+
+def failing(cls: type, folder: Path, **arguments: Any) -> Any:
+    return trainer_for("bert", folder, sam=STATEFUL, classes=(SAMTrainer, cls), max_steps=4, **arguments)
+
+
+def test_an_error_in_a_pass_leaves_what_sam_remembers_to_be_saved(tmp_path: Path) -> None:
+    whole = failing(SAMTrainer, tmp_path / "whole")
+    whole.args.max_steps = 2
+    whole.train()
+    trainer = failing(Failing, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer._save_checkpoint(trainer.model, None)
+    saved = load_file(tmp_path / "checkpoint-2" / "sam_state.safetensors")
+    assert remembered(whole)["radius.rho"] != pytest.approx(STATEFUL.rho)
+    assert saved["radius.rho"].tolist() == remembered(whole)["radius.rho"]
+
+
+def test_an_error_that_the_users_trainer_survives_leaves_what_sam_remembers(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(remembered(trainer))
+
+    trainer = failing(Surviving, tmp_path)
+    trainer.add_callback(Look())
+    trainer.train()
+    assert trainer.failed
+    assert seen[2] == seen[1]  # the third step was left out, and nothing begins anew
+    assert seen[3] != seen[2]
+
+
+def test_a_smaller_batch_is_tried_without_the_memory_of_the_larger_one(tmp_path: Path) -> None:
+    class OutOfMemory(Failing):
+        error = torch.OutOfMemoryError
+
+    seen: list[Any] = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append((state.global_step, trainer._sam.planner and remembered(trainer)))
+
+    trainer = failing(OutOfMemory, tmp_path, auto_find_batch_size=True)
+    trainer.add_callback(Look())
+    trainer.train()
+    assert [step for step, _ in seen[:4]] == [0, 1, 2, 0]
+    assert seen[2][1] is not None
+    assert seen[3][1] is None

@@ -19,7 +19,8 @@ from transformers.trainer_utils import HPSearchBackend
 
 from hf_sam import SAMConfig, SAMSeq2SeqTrainingArguments, SAMTrainer, SAMTrainerMixin, SAMTrainingArguments
 from hf_sam.config.presets import PRESETS
-from hf_sam.trainer.arguments import config_of, resolve_config, with_sam_fields
+from hf_sam.trainer.arguments import config_of, resolve_config
+from hf_sam.trainer.shared_arguments import as_plain, with_sam_fields
 
 CONFIG = SAMConfig(
     rho=0.3,
@@ -129,6 +130,54 @@ def test_the_users_own_arguments_are_left_alone(plain: TrainingArguments) -> Non
     assert type(plain) is TrainingArguments
     assert vars(plain) == before
     assert trainer.args is not plain
+
+
+def test_what_is_set_on_the_users_own_arguments_later_counts(plain: TrainingArguments) -> None:
+    trainer = SAMTrainer(nn.Linear(1, 1), plain, sam_config=CONFIG)
+    plain.max_steps = 7
+    assert trainer.args.max_steps == 7
+    trainer.args.learning_rate = 0.25
+    assert plain.learning_rate == 0.25
+
+
+def test_arguments_can_be_shared_by_trainers_with_settings_of_their_own(plain: TrainingArguments) -> None:
+    trainers = [SAMTrainer(nn.Linear(1, 1), plain, sam_config=SAMConfig(rho=rho)) for rho in (0.1, 0.2)]
+    trainers[0].args.rho = 0.3
+    assert [trainer.sam_config.rho for trainer in trainers] == [0.3, 0.2]
+    assert "rho" not in Trainer(nn.Linear(1, 1), plain).args.to_dict()
+
+
+def test_replaced_arguments_hold_the_settings_and_are_others(plain: TrainingArguments) -> None:
+    args = with_sam_fields(plain, CONFIG)
+    other = replace(args, rho=0.9, max_steps=3)
+    assert (other.rho, other.max_steps, other.sam_variant) == (0.9, 3, "asam")
+    assert (args.rho, plain.max_steps) == (0.3, -1)
+
+
+class Derived(SAMTrainingArguments):
+    """A user's own."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "saved"),
+    [
+        (SAMTrainingArguments, TrainingArguments),
+        (SAMSeq2SeqTrainingArguments, Seq2SeqTrainingArguments),
+        (Derived, Derived),
+    ],
+)
+def test_saved_arguments_are_of_a_class_without_sam_and_hold_the_settings(
+    kind: type, saved: type, tmp_path: Path
+) -> None:
+    plain = as_plain(kind(str(tmp_path), use_cpu=True, rho=0.3))
+    assert type(plain) is saved
+    assert plain.rho == 0.3
+    again = SAMTrainer(nn.Linear(1, 1), plain)
+    assert again.sam_config == SAMConfig(rho=0.3)
+    plain.rho = 0.4
+    assert again.sam_config.rho == 0.4
+    with pytest.raises(ValueError, match="Give them once"):
+        SAMTrainer(nn.Linear(1, 1), plain, sam_config=CONFIG)
 
 
 def test_arguments_that_hold_the_settings_are_not_copied(mixed: SAMTrainingArguments) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,16 +39,19 @@ class Branch:
     Attributes:
         a: A2, rank x inputs.
         b: B2, outputs x rank.
-        on: whether it is added.
+        on: whether it perturbs at this time of the run.
+        hidden: whether it is left out all the same, as it is between the passes of a trainer.
     """
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
         self.a, self.b = nn.Parameter(a), nn.Parameter(b)
-        self.on = False
+        self.on, self.hidden = False, False
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         """Add the branch's output, as a forward hook; not in evaluation, nor while adapters are disabled."""
-        if not (self.on and layer.training and any(factors.trained for factors in active_factors(layer))):
+        if self.hidden or not (
+            self.on and layer.training and any(factors.trained for factors in active_factors(layer))
+        ):
             return output
         x = inputs[0].to(self.a.dtype)
         return output + F.linear(F.linear(x, self.a), self.b).to(output.dtype)
@@ -114,6 +118,23 @@ class BiLoRA(Regulariser):
         self._make_branches(layers)
         handles = [layers[name].register_forward_hook(branch) for name, branch in self._branches.items()]
         self._unhook = weakref.finalize(self, _remove, handles)
+
+    def hide(self) -> None:
+        """Leave A2 and B2 out of the model's output but inside of `at_work`."""
+        for branch in self._branches.values():
+            branch.hidden = True
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Add A2 and B2 to the model's output inside, also where they are hidden."""
+        hidden = [branch for branch in self._branches.values() if branch.hidden]
+        for branch in hidden:
+            branch.hidden = False
+        try:
+            yield
+        finally:
+            for branch in hidden:
+                branch.hidden = True
 
     @torch.no_grad()
     def adjust_(self, strength: Length, context: StepContext) -> None:
