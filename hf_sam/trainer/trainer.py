@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
+from hf_sam.radius.learning_rates import LearningRates
 from hf_sam.trainer.arguments import config_of, resolve_config, with_sam_fields
 from hf_sam.trainer.checkpoint import load_sam_state, save_sam_state
 from hf_sam.trainer.micro_batches import COUNTERS
@@ -124,6 +125,7 @@ class SAMTrainerMixin(SomeTrainer):
         save_sam_state(self, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self._sam.learning_rates = LearningRates(self.optimizer, self.lr_scheduler)
         super()._load_optimizer_and_scheduler(checkpoint)
         load_sam_state(self, checkpoint)
 
