@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.engines import Engine, engine_for
@@ -160,9 +161,10 @@ class RunState:
     def _warmup_steps(self, trainer: Any, steps: int) -> int:
         """Return when the learning rate has warmed up: as the arguments say, or as a scheduler of the user's own does.
 
-        Only the Trainer's own scheduler follows the arguments.
+        Only the Trainer's own scheduler follows the arguments; a subclass may have put it into another one.
         """
-        if self.learning_rates is not None and not trainer._created_lr_scheduler:
+        from_arguments = trainer._created_lr_scheduler and type(trainer.lr_scheduler) is LambdaLR
+        if self.learning_rates is not None and not from_arguments:
             own = self.learning_rates.warmup_steps(steps)
             if own is not None:
                 return own

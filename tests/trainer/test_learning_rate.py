@@ -35,7 +35,9 @@ def examples(count: int = 32) -> list[dict[str, Any]]:
     return [{"x": torch.randn(6, generator=generator), "labels": i % 3} for i in range(count)]
 
 
-def trainer_with(folder: Path, config: SAMConfig | None, make: Any = None, **arguments: Any) -> Trainer:
+def trainer_with(
+    folder: Path, config: SAMConfig | None, make: Any = None, *, cls: type = SAMTrainer, **arguments: Any
+) -> Trainer:
     settings = {"max_steps": STEPS, "learning_rate": 0.05, "logging_steps": 1, "save_strategy": "no", **arguments}
     settings |= {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8}
     args = TrainingArguments(str(folder), optim="sgd", optim_args="momentum=0.9", **settings)
@@ -46,7 +48,7 @@ def trainer_with(folder: Path, config: SAMConfig | None, make: Any = None, **arg
     kwargs = {"train_dataset": examples(), "eval_dataset": examples(8), "optimizers": pair}
     if config is None:
         return Trainer(model, args, **kwargs)
-    return SAMTrainer(model, args, sam_config=config, **kwargs)
+    return cls(model, args, sam_config=config, **kwargs)
 
 
 def logged(trainer: Trainer, key: str) -> list[float]:
@@ -104,6 +106,19 @@ def test_the_trainers_own_warm_up_is_its_arguments(tmp_path: Path) -> None:
     trainer = trainer_with(tmp_path, SAMConfig(rho=RHO, sam_start="warmup"), warmup_steps=2)
     trainer.train()
     assert logged(trainer, "sam/perturbed") == [0.0] * 2 + [1.0] * (STEPS - 2)
+
+
+def test_a_warm_up_that_a_subclass_puts_before_the_trainers_scheduler_counts(tmp_path: Path) -> None:
+    class Warming(SAMTrainer):
+        def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+            own = super().create_scheduler(*args, **kwargs)
+            first = S.LinearLR(self.optimizer, 0.1, total_iters=3)
+            self.lr_scheduler = S.SequentialLR(self.optimizer, [first, own], milestones=[3])
+            return self.lr_scheduler
+
+    trainer = trainer_with(tmp_path, SAMConfig(rho=RHO, sam_start="warmup"), cls=Warming)
+    trainer.train()
+    assert logged(trainer, "sam/perturbed") == [0.0] * 3 + [1.0] * (STEPS - 3)
 
 
 @pytest.mark.slow
