@@ -44,8 +44,9 @@ class SAMTrainerMixin(SomeTrainer):
         **kwargs: of the Trainer.
 
     Attributes:
-        in_descent_pass: True while the second pass runs. A `compute_loss` that counts something counts only when it
-            is False, or better, where `ascent_fraction` may be below 1, when `counts_examples` is True.
+        in_descent_pass: True while the second pass runs, and in a trial that `sam_parameters` makes before a run's
+            first pass. A `compute_loss` that counts something counts only when it is False, or better, where
+            `ascent_fraction` may be below 1, when `counts_examples` is True.
         counts_examples: True in the pass over all examples, once for each: the first one, or the second one where the
             first sees only a part of them.
         counters: names of attributes in which `compute_loss` counts without asking; the second pass leaves them as
