@@ -60,6 +60,7 @@ def _check_numbers(config: Any) -> None:
             "step would perturb. sam_variant='none' is the plain Trainer."
         )
     check_count("SAMConfig", "sam_every", config.sam_every)
+    check_count("SAMConfig", "ascent_group_size", config.ascent_group_size)
     config.ascent_fraction = check_number("SAMConfig", "ascent_fraction", config.ascent_fraction, above=0, most=1)
     weight = check_number("SAMConfig", "sam_sharpness_weight", config.sam_sharpness_weight, least=0)
     config.sam_sharpness_weight = weight

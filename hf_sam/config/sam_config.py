@@ -16,7 +16,7 @@ from hf_sam.gate import WARMUP, Gate, make_test
 from hf_sam.radius.auto import AutoRise, AutoSize
 from hf_sam.radius.controllers import make_radius
 from hf_sam.radius.schedules import AUTO, Radius
-from hf_sam.variants import VARIANTS, Variant, make_variant
+from hf_sam.variants import ASAM, VARIANTS, Variant, make_variant
 
 
 @naming_near_misses
@@ -43,6 +43,7 @@ class SAMConfig:
         sam_gate: a further test that a step has to pass to perturb.
         sam_gate_kwargs: options of that test; a mapping, or a JSON object as a string.
         ascent_fraction: share of the examples that the ascent gradient is computed from, in (0, 1].
+        ascent_group_size: rows of a batch, one after the other, of which `ascent_fraction` takes all or none, >= 1.
         sam_sharpness_weight: a in g + a (h - g), the gradient for the optimizer, >= 0; 1 is h.
         sam_renormalise: whether that gradient is given the length of the clean one; experimental.
 
@@ -137,6 +138,13 @@ class SAMConfig:
         default=1.0,
         metadata={"help": "Share of each step's examples that the ascent gradient is computed from, in (0, 1]."},
     )
+    ascent_group_size: int = field(
+        default=1,
+        metadata={
+            "help": "Rows of a batch that belong together (pairs: 2), one after the other: ascent_fraction takes all "
+            "of them or none. Other tensors may have one row for each such group."
+        },
+    )
     sam_sharpness_weight: float = field(
         default=1.0,
         metadata={"help": "a in g + a (h - g), the optimizer's gradient (WSAM: gamma / (1 - gamma)), >= 0; 1 is SAM."},
@@ -185,9 +193,11 @@ def radius_of(config: SAMConfig) -> Radius:
         variant = variant_of(config)
         if variant.passes != "two":
             return AutoSize(variant.auto_strength, scale_free=variant.scale_free)
+        own_t: dict[str, Any] = {"eta": variant.eta, "scales": variant.scales} if isinstance(variant, ASAM) else {}
         # The noise of a gradient from a share f of the examples is 1 / sqrt(f) times as long, and rho is divided by its
         # norm: this gives rho the length that it would have with all of them.
-        return AutoRise(variant.auto_strength / math.sqrt(config.ascent_fraction), scale_free=variant.scale_free)
+        strength = variant.auto_strength / math.sqrt(config.ascent_fraction)
+        return AutoRise(strength, scale_free=variant.scale_free, **own_t)
     return make_radius(float(config.rho or 0.0), config.rho_schedule, _mapping(config.rho_schedule_kwargs))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
+from hf_sam.radius.learning_rates import LearningRates
 from hf_sam.trainer.arguments import config_of, keeping_words, refuse_misplaced, resolve_config
 from hf_sam.trainer.checkpoint import load_sam_state, save_sam_state
 from hf_sam.trainer.interference import check_step
@@ -45,8 +46,9 @@ class SAMTrainerMixin(SomeTrainer):
         **kwargs: of the Trainer.
 
     Attributes:
-        in_descent_pass: True while the second pass runs. A `compute_loss` that counts something counts only when it
-            is False, or better, where `ascent_fraction` may be below 1, when `counts_examples` is True.
+        in_descent_pass: True while the second pass runs, and in a trial that `sam_parameters` makes before a run's
+            first pass. A `compute_loss` that counts something counts only when it is False, or better, where
+            `ascent_fraction` may be below 1, when `counts_examples` is True.
         counts_examples: True in the pass over all examples, once for each: the first one, or the second one where the
             first sees only a part of them.
         counters: names of attributes in which `compute_loss` counts without asking; the second pass leaves them as
@@ -148,6 +150,7 @@ class SAMTrainerMixin(SomeTrainer):
         save_sam_state(self, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self._sam.learning_rates = LearningRates(self.optimizer, self.lr_scheduler)
         super()._load_optimizer_and_scheduler(checkpoint)
         load_sam_state(self, checkpoint)
 

@@ -124,8 +124,7 @@ class TrainingStep:
             elif config.sam_parameters == "all" and (config.sam_scope == "batch" or engine.sync is None):
                 micro_batch.clean_loss = self.pass_over(micro_batch)
             else:
-                with ascent_pass(self):
-                    micro_batch.clean_loss = self.pass_over(micro_batch)
+                micro_batch.clean_loss = ascent_pass(self, micro_batch)
             if alone or window.ends:
                 self._descend(earlier, part)
                 window.micro_batches, window.buffers = [], None
@@ -161,8 +160,9 @@ class TrainingStep:
         )
         if not comparable:  # what the pass has added to earlier gradients was averaged together with them
             measurement = measurement._replace(grad_cosine=None)
-        window.rises.append(rises[0].float())
-        self.take_in(measurement, rises[0])
+        if not part:  # else it is the difference of two losses over other examples
+            window.rises.append(rises[0].float())
+        self.take_in(measurement, None if part else rises[0])
 
     def note(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> MicroBatch:
         """Note what a micro-batch needs to be run again, before it is run."""

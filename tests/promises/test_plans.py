@@ -185,7 +185,7 @@ def test_the_loss_of_a_part_is_in_the_units_of_the_whole(scope: str, tmp_path: P
     for found, logs in runs[1:]:
         assert (found - runs[0][0]).abs().max() <= RELATIVE[torch.float32]
         for mine, whole in zip(logs, runs[0][1], strict=True):
-            for key in ("loss", "sam/sharpness", "sam/epsilon_norm"):
+            for key in ("loss", "sam/epsilon_norm"):
                 assert mine[key] == pytest.approx(whole[key], rel=1e-3, abs=1e-6), key
 
 
@@ -215,9 +215,9 @@ def test_only_the_chosen_parameters_are_differentiated_and_move(settings: dict[s
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     chosen = {name for name in every if ".layer.1." in name or "pooler" in name or "classifier" in name}
-    assert graded == [chosen, every]
+    assert graded == [every, chosen, every], "once with all, to see whether the loss is the same without"
     assert all(p.requires_grad for p in trainer.model.parameters())
-    climbed = trainer.seen[1]
+    climbed = trainer.seen[-1]
     sizes = [p.numel() for p in start.values()]
     moved = {
         name

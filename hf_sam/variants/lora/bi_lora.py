@@ -63,7 +63,7 @@ class BiLoRA(Regulariser):
     *Experimental*: no measured run has gained by it yet.
 
     The model computes with W + s B A + B2 A2. One backward pass gives the gradients of both; A and B take the
-    optimizer's step, A2 and B2 a step of the same learning rate upwards. Then
+    optimizer's step, A2 and B2 a step of the same learning rates upwards. Then
 
         A2, B2 *= sqrt(rho / c)  where c > rho,    c^2 = sum over layers of ||B2 A2||_F^2
 
@@ -99,6 +99,8 @@ class BiLoRA(Regulariser):
         self.rank = check_count("BiLoRA", "rank", rank)
         self.optimizer = checked_choice("BiLoRA(optimizer=...)", optimizer, OPTIMIZERS)
         self._branches: dict[str, Branch] = {}
+        self._layers: list[Any] = []
+        self._shapes: list[tuple[int, int]] = []
         self._unhook: Any = None
         self._state: dict[str, Tensor] = {}
 
@@ -115,6 +117,7 @@ class BiLoRA(Regulariser):
                 raise ValueError(NOT_LINEAR % (name, type(layer.get_base_layer()).__name__))
         if self._unhook is not None:
             self._unhook()
+        self._layers = list(layers.values())
         self._make_branches(layers)
         handles = [layers[name].register_forward_hook(branch) for name, branch in self._branches.items()]
         self._unhook = weakref.finalize(self, _remove, handles)
@@ -145,7 +148,7 @@ class BiLoRA(Regulariser):
             context: with the learning rate of the coming step.
         """
         if self._on:  # else no gradient has reached the branches
-            self._climb(context.lr)
+            self._climb(self._rates(context))
         on = isinstance(strength, Tensor) or strength > 0
         for branch in self._branches.values():
             branch.on = on
@@ -192,7 +195,7 @@ class BiLoRA(Regulariser):
         """Cut A2 and B2 out of one vector, and their gradients out of another, so that a step is a few operations."""
         first = next(f.a for layer in layers.values() for f in active_factors(layer))
         shapes = [s for x in layers.values() for s in ((self.rank, x.in_features), (x.out_features, self.rank))]
-        dtype = torch.promote_types(first.dtype, torch.float32)
+        self._shapes, dtype = shapes, torch.promote_types(first.dtype, torch.float32)
         theta = torch.zeros(sum(map(math.prod, shapes)), dtype=dtype, device=local_shard(first).device)
         gradient = torch.zeros_like(theta)
         cut = _cut(theta, shapes)
@@ -210,7 +213,13 @@ class BiLoRA(Regulariser):
             moments = {"mean": torch.zeros_like(theta), "variance": torch.zeros_like(theta)}
             self._state.update(moments, steps=torch.zeros((), dtype=dtype, device=theta.device))
 
-    def _climb(self, lr: float) -> None:
+    def _rates(self, context: StepContext) -> list[Length]:
+        """Return the learning rate of each A2 and B2: that of the layer's own A or B (LoRA+ has one for each)."""
+        firsts = [next((f for f in active_factors(layer) if f.trained), None) for layer in self._layers]
+        rates = iter(context.rates_of([t for f in firsts if f for t in (f.a, f.b)], "sam_variant='bi_lora'"))
+        return [next(rates) if f else 0.0 for f in firsts for _ in "AB"]
+
+    def _climb(self, rates: list[Length]) -> None:
         """Take the step upwards and drop the gradient; do nothing if that is not finite."""
         theta, gradient = self._state["theta"], self._state["gradient"]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -219,7 +228,15 @@ class BiLoRA(Regulariser):
         gradient.div_(self.loss_scale)
         usable = torch.isfinite(gradient).all()
         upwards = self._direction(torch.where(usable, gradient, 0.0), usable)
-        theta.add_(torch.where(usable, upwards, 0.0).mul_(lr))
+        upwards = torch.where(usable, upwards, 0.0)
+        parts = _cut(upwards, self._shapes)
+        numbers = [lr for lr in rates if not isinstance(lr, Tensor)]
+        if len(numbers) == len(parts):
+            torch._foreach_mul_(parts, numbers)
+        else:
+            for part, lr in zip(parts, rates, strict=True):
+                part.mul_(lr)
+        theta.add_(upwards)
         gradient.zero_()
 
     def _direction(self, gradient: Tensor, usable: Tensor) -> Tensor:
