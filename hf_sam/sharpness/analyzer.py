@@ -92,7 +92,7 @@ class SharpnessAnalyzer:
         self.seed = seed
         columns = loss.columns if isinstance(loss, TrainerLoss) else ()
         self.examples = Examples(model, dataset, data_collator, batch_size, max_examples, seed, columns)
-        borrowed = BorrowedModel(model, picked, DTYPES[dtype], seed, beside=objects_of(loss))
+        borrowed = BorrowedModel(model, picked, DTYPES[dtype], seed, others=objects_of(loss))
         terms = Terms(batch_loss_of(loss), unit, ignored_labels(model, loss))
         self.loss_function = LossFunction(borrowed, self.examples, terms, graphs)
         self.settings = settings_of(self.loss_function, parameters, dtype, seed)

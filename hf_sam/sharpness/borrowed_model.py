@@ -37,7 +37,7 @@ class BorrowedModel:
         chosen: the parameters to differentiate by, by name; the copies of these require a gradient.
         dtype: of the copies; None leaves each tensor the dtype it has.
         seed: of the random streams at each start of `with_copies`, for models that draw numbers in evaluation mode.
-        beside: other objects whose attributes are what they were afterwards: the loss's, a trainer.
+        others: other objects whose attributes are what they were afterwards: the loss's, a trainer.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class BorrowedModel:
         chosen: dict[str, nn.Parameter],
         dtype: torch.dtype | None,
         seed: int,
-        beside: Iterable[Any] = (),
+        others: Iterable[Any] = (),
     ) -> None:
-        self.model, self.seed, self.beside = model, seed, [each for each in beside if each is not None]
+        self.model, self.seed, self.others = model, seed, [each for each in others if each is not None]
         self.names = list(chosen)
         wanted = {id(p) for p in chosen.values()}
         self._copies: dict[int, Tensor] = {}
@@ -70,7 +70,7 @@ class BorrowedModel:
         """Yield the model with the copies in it; put everything back at the end."""
         with ExitStack() as undo:
             undo.callback(RandomState(devices_of(self.model.parameters())).restore)
-            undo.callback(Attributes(self.beside).restore)
+            undo.callback(Attributes(self.others).restore)
             undo.callback(self._renew, {key: copy._version for key, copy in self._copies.items()})
             undo.enter_context(_as_found(self.model))
             undo.enter_context(_without_cache(self.model))

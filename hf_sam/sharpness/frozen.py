@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does a model use frozen weights that are stored in few bits, without a wide copy of them and without a trace?
+"""Frozen weights that stay as they are stored, in few bits, and are measured as if they were wide.
 
 Each is widened where it is used, and is gone after that: of the graph only the narrow weight is kept, and widened again
 for the backward pass. Who writes into a frozen weight, as some teachers do in the forward pass, writes into a copy.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which models can be measured?"""
+"""Which models can be measured, and what is said of the others."""
 
 from __future__ import annotations
 

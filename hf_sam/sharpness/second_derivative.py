@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Has the loss a second derivative, and what is said where it has none?
+"""Whether a loss has a second derivative, and what is said where it has none.
 
 Autograd says so itself for most operations of torch. Of custom functions, such as fused kernels, it often takes the
 gradient for a constant and says nothing.
@@ -49,7 +49,7 @@ def custom_functions(loss: Tensor) -> list[Any]:
             seen.add(node)
             todo += [following for following, _ in node.next_functions]
             if isinstance(node, BackwardCFunction):
-                found.append(node._forward_cls)
+                found.append(node._forward_cls)  # type: ignore[attr-defined]
     return list(dict.fromkeys(found))
 
 

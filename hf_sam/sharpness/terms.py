@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many terms is the loss of a batch the mean of?
+"""The number of terms that the loss of a batch is the mean of.
 
 Only who knows it can put the losses of batches together. Some count rows, others tokens that have a label, pixels that
 are not 255, or the sum of the labels' class weights. The answer is read off the loss functions of torch that are
