@@ -33,8 +33,8 @@ NOTHING_LEARNT = (
     "began, and rho is %.3g%s. Try a smaller one, such as rho=%.2g, or sam_start='warmup'."
 )
 NOTHING_PERTURBED = (
-    "No step of this run perturbed the weights: it was plain training, and its model card says so. %s set how often "
-    "and how far; sam_variant='none' is the plain Trainer."
+    "No step of this run perturbed the weights: it was plain training, and its model card does not "
+    "speak of SAM. How often and how far was set by %s; sam_variant='none' is the plain Trainer."
 )
 MANY_TIMES, NO_LONGER_ALIKE, FAR_TOO_MANY_TIMES = 3.0, 0.2, 10.0
 """A rise of so many times the loss is too large where the cosine is below the second; of the third, in any case."""
