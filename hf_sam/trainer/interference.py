@@ -83,7 +83,7 @@ def check_step(trainer: Any, grad_norm: Any) -> None:
     message = BYPASSED.format(name=owner.__name__, partly=PARTLY if partly else "")
     if not run.own_steps:
         raise NotImplementedError(message)
-    run.averages.count_step(perturbed=False)
+    run.averages.count_plain_step()
     if "bypassed" not in run.told:
         run.told.add("bypassed")
         logger.warning(SOMETIMES, message, step)

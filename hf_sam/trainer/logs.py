@@ -128,15 +128,21 @@ class Averages:
         if self.first_loss is None and not (plan.passes == "one" and window.descents):
             self.first_loss = torch.stack(window.losses).sum()
 
+    def count_plain_step(self) -> None:
+        """Take in an optimizer step that other code made, which was none of SAM's."""
+        self._since.steps += 1
+        self._since.passes += 1.0
+
     def share(self, device: torch.device) -> None:
         """Add up over all processes, each of which has to call this, so that every one drains the same means."""
         self._sums = self._shared(device)
 
-    def drain(self, variant: Variant) -> dict[str, float]:
+    def drain(self, variant: Variant, ascent_fraction: float = 1.0) -> dict[str, float]:
         """Return the means by log key and start afresh.
 
         Args:
             variant: that of the run, which says what can be measured.
+            ascent_fraction: below 1 the two losses are of different examples, and no rise is measured.
         """
         found, since = self._read(self._sums)
         moved = since.perturbed and found.get("sam/skipped") != 1.0
@@ -146,7 +152,7 @@ class Averages:
             known = {**AT_REST, **(self._measured if moved else found)}
         else:
             known = {**AT_REST, **self._logged}
-        logs = {key: known[key] for key in KEYS[variant.passes]}
+        logs = {key: known[key] for key in KEYS[variant.passes] if key != "sam/sharpness" or ascent_fraction == 1}
         if isinstance(variant, Regulariser):
             logs.update({f"sam/{name}": float(value) for name, value in variant.report().items()})
         self._logged = dict(logs)
@@ -211,11 +217,11 @@ def add_measurements(run: Any, logs: dict[str, float]) -> None:
     if run.planner is None or not (last or "loss" in logs):
         return
     variant = run.planner.variant
-    measured = run.averages.drain(variant)
+    measured = run.averages.drain(variant, run.config.ascent_fraction)
     if run.config.sam_variant == PLAIN:  # since a callback has said so
         measured = {key: AT_REST.get(key, 0.0) for key in measured}
     totals = run.averages.totals
-    logs.update(totals.summary(knows_rise=variant.passes == "two") if last else measured)
+    logs.update(totals.summary(knows_rise="sam/sharpness" in measured) if last else measured)
     tell_large_radius(measured, logs.get("train_loss" if last else "loss"), totals, variant, run.told)
     if last:
         tell_nothing_perturbed(totals, run.config, run.told)

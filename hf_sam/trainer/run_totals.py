@@ -64,7 +64,7 @@ class RunTotals:
         """Return what the last log of a run says, by log key.
 
         Args:
-            knows_rise: whether the variant knows L(w).
+            knows_rise: whether L(w) and L(w + epsilon) of the same examples are known.
         """
         logs = {
             "sam/run_perturbed": self.share_perturbed,

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hf_sam._checks import check_count, checked_choice
 from hf_sam.step_context import StepContext
 from hf_sam.variants.base import Length, Regulariser
+from hf_sam.variants.lora.branch import Branch
 from hf_sam.variants.lora.layers import active_factors, lora_layers
 from hf_sam.vectors.shards import local_shard
 from hf_sam.vectors.stochastic_rounding import seed_from
@@ -29,32 +29,6 @@ NOT_LINEAR = (
     '`sam_variant="bi_lora"` adds a second LoRA to linear layers. %r is a %s. Leave it out of `target_modules`, or '
     'choose sam_variant="nbar".'
 )
-
-
-class Branch:
-    """The second LoRA of one layer: adds B2 A2 x to what the layer returns, while it trains.
-
-    It is not a module, so its weights are in no checkpoint, optimizer, clipping or parallel engine.
-
-    Attributes:
-        a: A2, rank x inputs.
-        b: B2, outputs x rank.
-        on: whether it perturbs at this time of the run.
-        hidden: whether it is left out all the same, as it is between the passes of a trainer.
-    """
-
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
-        self.on, self.hidden = False, False
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Add the branch's output, as a forward hook; not in evaluation, nor while adapters are disabled."""
-        if self.hidden or not (
-            self.on and layer.training and any(factors.trained for factors in active_factors(layer))
-        ):
-            return output
-        x = inputs[0].to(self.a.dtype)
-        return output + F.linear(F.linear(x, self.a), self.b).to(output.dtype)
 
 
 class BiLoRA(Regulariser):
