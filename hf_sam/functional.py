@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,6 +15,7 @@ from torch import Tensor, nn
 
 from hf_sam._checks import check_number, checked_choice
 from hf_sam.config.field_checks import ROUNDINGS
+from hf_sam.parameters.given import entries_of, entries_of_group, tensors_of
 from hf_sam.step.one_pass import one_pass_step
 from hf_sam.step.replay import RandomState, devices_of
 from hf_sam.step.two_pass import set_gradients, take_gradients, two_pass_step
@@ -21,8 +25,15 @@ from hf_sam.vectors.shards import Shards, as_shards
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
 from hf_sam.vectors.vectors import gradients, restore_, snapshot
 
+logger = logging.getLogger(__name__)
+
 _calls = itertools.count()
-NO_TENSORS = "`{argument}` must be an iterable of tensors, such as {example}, got {what}."
+_left: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+"""Gradients that earlier calls have left, by id."""
+DROPPED = (
+    "sharpness_aware_grad drops the gradients that `.grad` held before the call: call zero_grad first if that is "
+    "meant, or give accumulate=True to add to them (those of earlier micro-batches)."
+)
 
 
 def sharpness_aware_grad(
@@ -97,9 +108,9 @@ def sharpness_aware_grad(
     params = _trainable(parameters, made)
     rho = check_number("sharpness_aware_grad", "rho", rho, least=0)
     rounded = _as_rounding(rounding)
-    kept = _tensors("buffers", buffers, "model.buffers()")
+    kept = tensors_of("buffers", buffers, "model.buffers()")
     if not accumulate:
-        set_gradients(params, [None] * len(params))
+        _drop_gradients(params)
 
     if isinstance(made, OnePass):
         losses: list[Tensor] = []
@@ -108,6 +119,7 @@ def sharpness_aware_grad(
             lambda: losses.append(closure()), as_shards(params), made, rho=rho, context=where, rounding=rounded,
             measured=False,
         )  # fmt: skip
+        _note_gradients(params)
         return losses[0]
     if context is not None and context.step % made.every:
         loss = closure()
@@ -115,8 +127,11 @@ def sharpness_aware_grad(
         if not reached:
             raise RuntimeError("No parameter received a gradient: does the loss depend on the parameters given?")
         made.reuse_(as_shards(reached), gradients(as_shards(reached)))
+        _note_gradients(params)
         return loss
-    return _in_two_passes(closure, as_shards(params), made, rho, kept, rounded)
+    loss = _in_two_passes(closure, as_shards(params), made, rho, kept, rounded)
+    _note_gradients(params)
+    return loss
 
 
 def _in_two_passes(
@@ -145,6 +160,25 @@ def _in_two_passes(
         end.restore()
         restore_(kept, buffers_at_end)
     return loss
+
+
+def _note_gradients(params: list[Tensor]) -> None:
+    """Note the gradients as left by a call, which the next one may drop."""
+    _left.update((id(p.grad), p.grad) for p in params if p.grad is not None)
+
+
+def _drop_gradients(params: list[Tensor]) -> None:
+    """Drop the gradients from before; say so once if they are others than an earlier call has left."""
+    grads = [p.grad for p in params if p.grad is not None]
+    if any(_left.get(id(grad)) is not grad for grad in grads):
+        _say_dropped()
+    set_gradients(params, [None] * len(params))
+
+
+@functools.cache
+def _say_dropped() -> None:
+    """Warn, once."""
+    logger.warning(DROPPED)
 
 
 def _refuse_step(params: list[Tensor], versions: list[int]) -> None:
@@ -179,39 +213,14 @@ def _trainable(parameters: Any, variant: Variant) -> list[Tensor]:
     """Return the distinct parameters that require a gradient; tell the variant their names if they have any."""
     if isinstance(parameters, torch.optim.Optimizer):
         raise TypeError("`parameters` must be an iterable of tensors, got an optimizer: give its `param_groups`.")
-    entries = _listed("parameters", parameters, "model.parameters()")
+    entries = entries_of("parameters", parameters, "model.parameters()")
     if entries and all(isinstance(entry, Mapping) and "params" in entry for entry in entries):
-        entries = [entry for group in entries for entry in _of_group(group)]
+        entries = [entry for group in entries for entry in entries_of_group(group)]
     if entries and all(isinstance(entry, tuple) for entry in entries):
         variant.prepare(entries)
         entries = [p for _, p in entries]
-    tensors = _tensors("parameters", entries, "model.parameters()")
+    tensors = tensors_of("parameters", entries, "model.parameters()")
     params = list({id(p): p for p in tensors if p.requires_grad}.values())
     if not params:
         raise ValueError("`parameters` holds no tensor that requires a gradient.")
     return params
-
-
-def _of_group(group: Mapping[str, Any]) -> Iterable[Any]:
-    """Return the entries of a parameter group as an optimizer takes it or keeps it, with their names if it has them."""
-    params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-    return zip(group["param_names"], params, strict=True) if group.get("param_names") else params
-
-
-def _listed(argument: str, given: Any, example: str) -> list[Any]:
-    """Return the entries of an argument; those of a module are its parameters with their names."""
-    if isinstance(given, nn.Module):
-        return list(given.named_parameters())
-    if isinstance(given, (Tensor, Mapping)) or not isinstance(given, Iterable):
-        raise TypeError(NO_TENSORS.format(argument=argument, example=example, what=f"a {type(given).__name__}"))
-    return list(given)
-
-
-def _tensors(argument: str, given: Any, example: str) -> list[Tensor]:
-    """Return the tensors in an argument, which holds nothing else."""
-    entries = _listed(argument, given, example)
-    for entry in entries:
-        if not isinstance(entry, Tensor):
-            what = f"one with a {type(entry).__name__}"
-            raise TypeError(NO_TENSORS.format(argument=argument, example=example, what=what))
-    return entries

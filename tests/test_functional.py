@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hf_sam
-from hf_sam import VARIANTS, sharpness_aware_grad
+from hf_sam import VARIANTS, functional, sharpness_aware_grad
 from hf_sam.step_context import StepContext
 from hf_sam.variants import Variant, make_variant
 from hf_sam.vectors.vectors import global_norm
@@ -387,3 +387,25 @@ def test_gradients_from_before_are_added_to_where_that_is_asked_for(accumulate: 
     sharpness_aware_grad(closure, model.parameters(), rho=0.3, accumulate=accumulate)
     for p, grad in zip(model.parameters(), alone, strict=True):
         torch.testing.assert_close(p.grad, grad + float(accumulate))
+
+
+def test_gradients_that_are_dropped_are_told_once_unless_they_are_of_an_earlier_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    functional._say_dropped.cache_clear()
+    model, closure = small()
+    for _ in range(2):
+        sharpness_aware_grad(closure, model.parameters())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    model.zero_grad(set_to_none=False)
+    looksam = VARIANTS["looksam"](k=2)
+    for step in range(3):
+        sharpness_aware_grad(closure, model.parameters(), variant=looksam, context=StepContext(step=step))
+    for step in range(2):
+        sharpness_aware_grad(closure, model.parameters(), variant="random", context=StepContext(step=step))
+    assert not caplog.records
+    for _ in range(2):
+        model.zero_grad()
+        closure()
+        sharpness_aware_grad(closure, model.parameters())
+    assert [record.getMessage().count("accumulate=True") for record in caplog.records] == [1]
