@@ -19,6 +19,7 @@ from hf_sam.variants import VARIANTS, Variant, make_variant
 
 SCOPES = ("batch", "device", "micro_batch")
 ROUNDINGS = ("nearest", "stochastic")
+CHECKS = ("warn", "error", "off")
 PLAIN = "none"
 """The `sam_variant` that leaves the Trainer as it is: one pass per step, no cost."""
 
@@ -48,6 +49,7 @@ class SAMConfig:
         ascent_fraction: share of the examples that the ascent gradient is computed from, in (0, 1].
         sam_sharpness_weight: a in g + a (h - g), the gradient for the optimizer, >= 0; 1 is h.
         sam_renormalise: whether that gradient is given the length of the clean one; experimental.
+        sam_check_repeatable: what to do where a second pass at the same weights gives another gradient.
 
     Experimental: no measured run has gained by it yet, and it may change or be removed.
 
@@ -106,9 +108,7 @@ class SAMConfig:
     )
     rho_schedule_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={
-            "help": "Options of the schedule, as a mapping or a JSON object such as '{\"end\": 0.1}' for linear."
-        },
+        metadata={"help": "Options of the schedule: a mapping, or JSON such as '{\"end\": 0.1}' for linear."},
     )
     sam_parameters: str = field(
         default="all",
@@ -148,6 +148,10 @@ class SAMConfig:
         default=False,
         metadata={"help": "Give the gradient at the perturbed weights the clean gradient's length. Experimental."},
     )
+    sam_check_repeatable: str = field(
+        default="warn",
+        metadata={"help": "What to do if a pass cannot be repeated, tried in the first two steps: warn, error, off."},
+    )
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> SAMConfig:
@@ -171,6 +175,7 @@ class SAMConfig:
         checked_choice("SAMConfig(sam_variant=...)", self.sam_variant, (*VARIANTS, PLAIN))
         checked_choice("SAMConfig(sam_scope=...)", self.sam_scope, SCOPES)
         checked_choice("SAMConfig(sam_rounding=...)", self.sam_rounding, ROUNDINGS)
+        checked_choice("SAMConfig(sam_check_repeatable=...)", self.sam_check_repeatable, CHECKS)
         checked_choice("SAMConfig(rho_schedule=...)", self.rho_schedule, tuple(SCHEDULES))
         checked_choice("SAMConfig(sam_gate=...)", self.sam_gate, GATES)
         self._check_numbers()
@@ -178,13 +183,12 @@ class SAMConfig:
         self.rho_schedule_kwargs = parsed_kwargs("rho_schedule_kwargs", self.rho_schedule_kwargs, '{"end": 0.1}')
         self.sam_gate_kwargs = parsed_kwargs("sam_gate_kwargs", self.sam_gate_kwargs, '{"c_end": 0}')
         self.sam_parameters = checked_filter(self.sam_parameters)
-        if self.sam_variant == PLAIN:
-            if self.sam_variant_kwargs:
-                raise ValueError(
-                    f"`SAMConfig(sam_variant_kwargs=...)` must be empty for sam_variant={PLAIN!r}, "
-                    f"got {self.sam_variant_kwargs}."
-                )
-        else:
+        if self.sam_variant == PLAIN and self.sam_variant_kwargs:
+            raise ValueError(
+                f"`SAMConfig(sam_variant_kwargs=...)` must be empty for sam_variant={PLAIN!r}, "
+                f"got {self.sam_variant_kwargs}."
+            )
+        if self.sam_variant != PLAIN:
             make_test(self.sam_gate, self.sam_gate_kwargs)  # each raises on a bad option
             refuse_combinations(self, variant_of(self), radius_of(self))
         parent = getattr(super(), "__post_init__", None)
@@ -206,9 +210,8 @@ class SAMConfig:
             )
         check_count("SAMConfig", "sam_every", self.sam_every)
         self.ascent_fraction = check_number("SAMConfig", "ascent_fraction", self.ascent_fraction, above=0, most=1)
-        self.sam_sharpness_weight = check_number(
-            "SAMConfig", "sam_sharpness_weight", self.sam_sharpness_weight, least=0
-        )
+        weight = check_number("SAMConfig", "sam_sharpness_weight", self.sam_sharpness_weight, least=0)
+        self.sam_sharpness_weight = weight
         if not isinstance(self.sam_renormalise, bool):
             raise TypeError(f"`SAMConfig(sam_renormalise=...)` must be true or false, got {self.sam_renormalise!r}.")
 

@@ -81,12 +81,23 @@ def ascend_on_a_subset(step: Any) -> None:
             for number, inputs in enumerate(subset, start=1):
                 mode = (last if number == len(subset) else first).sync_mode
                 part = MicroBatch(inputs, num_items, last.accumulation_steps * share, first.random_state)
-                with step.sync_mode(mode), ascent_pass(step):
-                    losses.append(step.pass_over(part).detach())
+                with _reducing_as(step, mode), ascent_pass(step):
+                    losses.append(step.first_pass(part, number == 1).detach())
     finally:
         run.counts_examples = True
         trainer.current_gradient_accumulation_steps = last.accumulation_steps
     last.clean_loss = torch.stack(losses).sum()
+
+
+@contextmanager
+def _reducing_as(step: Any, mode: Any) -> Iterator[None]:
+    """Reduce gradients inside as when `mode` was noted."""
+    before = step.get_sync_mode()
+    step.set_sync_mode(mode)
+    try:
+        yield
+    finally:
+        step.set_sync_mode(before)
 
 
 def gradient_is_small(step: Any) -> bool:

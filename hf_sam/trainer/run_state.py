@@ -17,10 +17,11 @@ from hf_sam.parameters.choose import chosen
 from hf_sam.radius.auto import PASSES, PLAIN_PASSES
 from hf_sam.radius.schedules import AUTO
 from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing
+from hf_sam.step.replay import ChangedState
 from hf_sam.step_context import StepContext
 from hf_sam.trainer.arguments import FIELDS, config_of
 from hf_sam.trainer.logs import Averages, Sampler
-from hf_sam.trainer.micro_batches import Window
+from hf_sam.trainer.micro_batches import CHECKS, Window
 from hf_sam.trainer.step_planner import StepPlanner, mean_over_processes
 from hf_sam.variants import Regulariser
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
@@ -65,6 +66,8 @@ class RunState:
         self.optimized: list[int] | None = None  # ids of the optimizer's parameters when a step listed the candidates
         self._chosen: set[int] | None = None
         self.optimizer_checks = 0
+        self.changed: ChangedState | None = None  # what passes change beside gradients
+        self.checks_left = CHECKS  # of whether passes can be repeated
 
     def forget_window(self) -> None:
         """Drop what belongs to one optimizer step, also where Ctrl-C has kept a `finally` from doing so."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class SAMTrainerMixin(SomeTrainer):
             first sees only a part of them.
         counters: names of attributes in which `compute_loss` counts without asking; the second pass leaves them as
             they were. TRL's by default; a subclass may name more.
+        carried: names of attributes that the second pass finds as the first one left them, where others are as the
+            first one found them: for what is computed once, in the first pass, for both.
 
     Raises:
         ValueError: if settings are given twice or out of range.
@@ -56,6 +58,7 @@ class SAMTrainerMixin(SomeTrainer):
     """
 
     counters: tuple[str, ...] = COUNTERS
+    carried: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
@@ -83,6 +86,14 @@ class SAMTrainerMixin(SomeTrainer):
     def counts_examples(self) -> bool:
         """Whether the pass that runs is the one that counts each example."""
         return self._sam.counts_examples
+
+    def replayed_state(self) -> Iterable[Any]:
+        """Return what else a pass changes: objects with `state_dict` and `load_state_dict`, none by default.
+
+        To be overridden. The second pass finds them as the first one found them, and leaves them as that one did.
+        Whatever a pass can reach from the model, the loss and the trainer's attributes is replayed without being named.
+        """
+        return ()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Training
