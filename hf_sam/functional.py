@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_sam._checks import check_number, checked_choice
 from hf_sam.config.sam_config import ROUNDINGS
+from hf_sam.step.copies import buffer_states, copy_all, write_all
 from hf_sam.step.one_pass import one_pass_step
 from hf_sam.step.replay import RandomState, devices_of
 from hf_sam.step.two_pass import set_gradients, two_pass_step
@@ -19,7 +20,7 @@ from hf_sam.step_context import StepContext
 from hf_sam.variants import OnePass, Variant, make_variant
 from hf_sam.vectors.shards import as_shards
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
-from hf_sam.vectors.vectors import gradients, restore_, snapshot
+from hf_sam.vectors.vectors import gradients
 
 _calls = itertools.count()
 
@@ -119,20 +120,21 @@ def _in_two_passes(
     rounding: StochasticRounding | None,
 ) -> Tensor:
     """Call the closure at w and at w + epsilon; return L(w)."""
-    start, buffers_at_start = RandomState(devices_of(params)), snapshot(kept)
+    devices, changing = devices_of(params), buffer_states(kept)
+    start, buffers_at_start = RandomState(devices), copy_all(changing)
     loss = closure()
-    end, buffers_at_end = RandomState(devices_of(params)), snapshot(kept)
+    end, buffers_at_end = RandomState(devices), copy_all(changing)
 
     def evaluate_again() -> None:
         start.restore()
-        restore_(kept, buffers_at_start)
+        write_all(changing, buffers_at_start)
         closure()
 
     try:
         two_pass_step(evaluate_again, params, variant, rho=rho, rounding=rounding, measured=False)
     finally:
         end.restore()
-        restore_(kept, buffers_at_end)
+        write_all(changing, buffers_at_end)
     return loss
 
 

@@ -184,10 +184,8 @@ class SAMConfig:
         self.sam_gate_kwargs = parsed_kwargs("sam_gate_kwargs", self.sam_gate_kwargs, '{"c_end": 0}')
         self.sam_parameters = checked_filter(self.sam_parameters)
         if self.sam_variant == PLAIN and self.sam_variant_kwargs:
-            raise ValueError(
-                f"`SAMConfig(sam_variant_kwargs=...)` must be empty for sam_variant={PLAIN!r}, "
-                f"got {self.sam_variant_kwargs}."
-            )
+            rule = f"must be empty for sam_variant={PLAIN!r}"
+            raise ValueError(f"`SAMConfig(sam_variant_kwargs=...)` {rule}, got {self.sam_variant_kwargs}.")
         if self.sam_variant != PLAIN:
             make_test(self.sam_gate, self.sam_gate_kwargs)  # each raises on a bad option
             refuse_combinations(self, variant_of(self), radius_of(self))

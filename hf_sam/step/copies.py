@@ -12,6 +12,11 @@ from hf_sam.step.changeable import Changeable, History, TensorState
 from hf_sam.step.tensor_bits import is_readable, plain
 
 
+def buffer_states(buffers: list[Tensor]) -> list[Changeable]:
+    """Return the states of those of some buffers that a pass can change."""
+    return [TensorState(b, "buffers", None, None) for b in buffers if is_readable(b)]
+
+
 def copy_all(states: list[Changeable], starts: list[Any] | None = None) -> list[Any]:
     """Return copies of several objects; those of tensors are made together.
 

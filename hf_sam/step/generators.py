@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random generators of the user's own: which objects are one, and what their state is."""
+"""Random generators of the user's own and of devices: which objects are one, and what their state is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def is_generator(value: Any) -> bool:
@@ -48,3 +49,16 @@ def set_generator_state(generator: Any, state: Any) -> None:
         generator.set_state(state)
     else:
         getattr(generator, "bit_generator", generator).state = state
+
+
+def device_state(device: torch.device) -> Tensor:
+    """Return a copy of the state of a device's stream."""
+    module = torch.get_device_module(device)
+    state: Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
+    return state
+
+
+def set_device_state(device: torch.device, state: Tensor) -> None:
+    """Put a device's stream back to what `device_state` returned."""
+    module = torch.get_device_module(device)
+    module.set_rng_state(state) if device.type == "mps" else module.set_rng_state(state, device)

@@ -12,12 +12,12 @@ from typing import Any
 
 ENGINES = ("torch.distributed", "torch.nn.parallel", "torch._dynamo", "torch.fx", "accelerate", "deepspeed")
 """Packages of modules around a model, which keep an account of their own passes."""
-LIBRARIES = frozenset(
-    (*("torch", "numpy", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "huggingface_hub"),)
-    + (*("safetensors", "peft", "bitsandbytes", "pandas", "pyarrow", "PIL", "sentencepiece", "tqdm", "requests"),)
-    + (*("wandb", "mlflow", "tensorboard", "tensorboardX", "comet_ml", "clearml", "neptune", "trackio"),)
-    + (*("swanlab", "dvclive", "ray", "vllm", "matplotlib", "httpx", "hf_sam"),)
-)
+LIBRARIES = {
+    *("torch", "numpy", "transformers", "accelerate", "deepspeed", "datasets", "tokenizers", "huggingface_hub"),
+    *("safetensors", "peft", "bitsandbytes", "pandas", "pyarrow", "PIL", "sentencepiece", "tqdm", "requests", "httpx"),
+    *("wandb", "mlflow", "tensorboard", "tensorboardX", "comet_ml", "clearml", "neptune", "trackio", "swanlab"),
+    *("dvclive", "ray", "vllm", "matplotlib", "hf_sam"),
+}
 """Packages whose objects are left alone; modules, tensors, arrays and generators aside."""
 SHARED_WITH_THREADS = {"_thread", "threading", "queue", "multiprocessing", "concurrent", "asyncio", "socket", "_io"}
 

@@ -81,13 +81,17 @@ class Reach:
             self._visit_container(value, path, place)
         elif is_array(value):
             self._add(ArrayState(value, path, place, self._owner))
-        elif isinstance(value, (functools.partial, MethodType, FunctionType, CellType)):
+        else:
+            self._visit_other(value, path, place)
+
+    def _visit_other(self, value: Any, path: str, place: Place) -> None:
+        if isinstance(value, (functools.partial, MethodType, FunctionType, CellType)):
             self._visit_callable(value, path)
         elif isinstance(value, torch.utils.data.DataLoader):
             self._visit_sampler(value, path)
         elif is_iterator(value):
             self.iterators.append(path)
-        elif is_users_own(type(value)) and not _is_shared(value):
+        elif is_users_own(type(value)) and not _is_shared(value):  # type: ignore[arg-type]
             self.visit_namespace(value, path, place)
 
     def visit_namespace(self, owner: Any, path: str, place: Place = None, skipped: frozenset[str] = NOTHING) -> None:
@@ -133,8 +137,9 @@ class Reach:
     def _visit_tensor(self, tensor: Tensor, path: str, place: Place) -> None:
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
             return  # trained: the optimizer's, or moved and brought back
-        if is_traceable_wrapper_subclass(tensor):  # of a shard, or quantised: what it is made of
-            for name in tensor.__tensor_flatten__()[0]:
+        inner: Any = tensor
+        if is_traceable_wrapper_subclass(inner):  # a shard, or quantised: what it is made of
+            for name in inner.__tensor_flatten__()[0]:
                 self.visit(getattr(tensor, name), f"{path}.{name}")
         elif is_readable(tensor):
             self._add(TensorState(tensor, path, place, self._owner))
@@ -166,11 +171,10 @@ class Reach:
 
     def _visit_callable(self, value: Any, path: str) -> None:
         if isinstance(value, functools.partial):
-            for part in (value.func, value.args, value.keywords):
-                self.visit(part, path)
+            self.visit((value.func, value.args, value.keywords), path)
         elif isinstance(value, MethodType):
-            for part in (value.__self__, value.__func__):
-                self.visit(part, path)
+            self.visit(value.__self__, path)
+            self.visit(value.__func__, path)
         elif isinstance(value, CellType):
             if _is_bound(value):
                 with self._below(self._add(VariableState(value, path, None, self._owner))):

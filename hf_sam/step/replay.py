@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hf_sam.step.changeable import Changeable, GivenState
 from hf_sam.step.copies import are_in_place, copy_all, write_all
-from hf_sam.step.generators import generator_state, set_generator_state
+from hf_sam.step.generators import device_state, generator_state, set_device_state, set_generator_state
 from hf_sam.step.inputs import Repeated, changed_inputs, inputs_as_before, nested_states
 from hf_sam.step.reach import Reach
 from hf_sam.step.search import FirstLook, warn_of_late_change
@@ -29,8 +29,8 @@ FIRST, AGAIN = 3, 64
 class RandomState:
     """The random streams as they are now: Python, NumPy, the CPU, the devices of the model, and given generators.
 
-    Some models draw their masks with NumPy (SpecAugment) or Python's `random` (layer drop), so torch alone is not
-    enough. NumPy is looked up, not imported: a program that has not imported it cannot draw from it.
+    Some models draw masks with NumPy (SpecAugment) or Python's `random` (layer drop). NumPy is looked up, not imported:
+    a program that has not imported it cannot draw from it.
 
     Args:
         devices: whose streams are meant, as well as those of the CPU.
@@ -43,7 +43,7 @@ class RandomState:
         numpy = sys.modules.get("numpy")
         self._numpy = _numpy_state(numpy.random) if numpy is not None else None
         self._cpu = torch.get_rng_state()
-        self._devices = [(d, _get_device_state(d)) for d in devices if d.type != "cpu"]
+        self._devices = [(d, device_state(d)) for d in devices if d.type != "cpu"]
         self._own = [(one, generator_state(one)) for one in generators]
 
     def restore(self) -> None:
@@ -53,7 +53,7 @@ class RandomState:
             self._numpy.restore()
         torch.set_rng_state(self._cpu)
         for device, state in self._devices:
-            _set_device_state(device, state)
+            set_device_state(device, state)
         for generator, state in self._own:
             set_generator_state(generator, state)
 
@@ -81,7 +81,7 @@ class _NumpyState:
     @staticmethod
     def _read(stream: Any) -> bytes | None:
         """Return the memory of the global twister, None where there is another generator."""
-        generator = stream.get_bit_generator() if hasattr(stream, "get_bit_generator") else None
+        generator: Any = stream.get_bit_generator() if hasattr(stream, "get_bit_generator") else None
         if type(generator) is not stream.MT19937:
             return None
         return ctypes.string_at(generator.ctypes.state_address, TWISTER_BYTES)
@@ -92,17 +92,6 @@ def _numpy_state(stream: Any) -> _NumpyState:
     if _NumpyState.last is None or not _NumpyState.last.is_present():
         _NumpyState.last = _NumpyState(stream)
     return _NumpyState.last
-
-
-def _get_device_state(device: torch.device) -> Tensor:
-    module = torch.get_device_module(device)
-    state: Tensor = module.get_rng_state() if device.type == "mps" else module.get_rng_state(device)
-    return state
-
-
-def _set_device_state(device: torch.device, state: Tensor) -> None:
-    module = torch.get_device_module(device)
-    module.set_rng_state(state) if device.type == "mps" else module.set_rng_state(state, device)
 
 
 def devices_of(tensors: Iterable[Tensor]) -> list[torch.device]:
@@ -127,7 +116,7 @@ class ChangedState:
         watched: tensors that no pass has changed, which are copied no more.
         perturbations: how many there were.
         look_again: whether the next one looks at everything.
-        behind_versions: whether a pass has written to a batch in a way that its tensors' versions do not show.
+        behind_versions: whether a pass has written to a batch without a trace in its tensors' versions (by `.data`).
     """
 
     def __init__(self, find: Callable[[], Reach], room: Callable[[], int]) -> None:
@@ -149,8 +138,13 @@ class ChangedState:
             given: objects with `state_dict` and `load_state_dict` that the user has named.
         """
         named: list[Changeable] = [GivenState(one, "replayed_state()", None, None) for one in given]
-        number, self.perturbations = self.perturbations, self.perturbations + 1
-        if number < FIRST or number % AGAIN == 0 or self.look_again or not are_in_place(self.chain):
+        self.perturbations += 1
+        if (
+            self.perturbations <= FIRST
+            or self.perturbations % AGAIN == 0
+            or self.look_again
+            or (self.chain and not are_in_place(self.chain))
+        ):
             self.look_again = True  # until it has been seen what changed
             return StateAtStart(self, [], [], FirstLook(self), named)
         return StateAtStart(self, self.changing, copy_all(self.changing) if self.changing else [], None, named)
@@ -225,12 +219,8 @@ class StateAtStart:
 class InputsAtStart:
     """The arguments of a model as a pass found them: it may mix images or mask tokens in place.
 
-    They are copied, since the first time that one is written to is too late for it; only those that were are written
-    back, since others may lie in memory that cannot be (a file's).
-
-    Args:
-        inputs: a mapping, or another object with tensors.
-        changed: knows whether tensors of a batch are changed behind the back of their versions, as by `.data`.
+    They are copied: when one is written to for the first time, it is too late. Only those that were are written back:
+    others may lie in memory that cannot be (a file's).
     """
 
     def __init__(self, inputs: Any, changed: ChangedState) -> None:
@@ -256,7 +246,6 @@ class InputsAtStart:
         if not written and not self._nested:
             yield
             return
-        with inputs_as_before(
-            [(self._tensors[i], self._copies[i], self._before[i]) for i in written], self._nested, self._nested_copies
-        ):
+        tensors = [(self._tensors[i], self._copies[i], self._before[i]) for i in written]
+        with inputs_as_before(tensors, self._nested, self._nested_copies):
             yield

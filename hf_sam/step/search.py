@@ -46,6 +46,7 @@ class FirstLook:
                 self.glances.append((state, glance(state.held)))
         self.states += [state for state in reach.states if not isinstance(state, TensorState)]
         self.copies = copy_all(self.states)
+        self.versions = [state.held._version if isinstance(state, TensorState) else 0 for state in self.states]
 
     def differences(self, changed: Any) -> tuple[list[Changeable], list[Any], list[Changeable]]:
         """Return what has changed since, its copies, and what has changed without having been copied.
@@ -55,8 +56,10 @@ class FirstLook:
         """
         found = [
             (state, copy)
-            for state, copy in zip(self.states, self.copies, strict=True)
-            if state.path in changed.paths or state.differs(copy)
+            for state, copy, version in zip(self.states, self.copies, self.versions, strict=True)
+            if state.path in changed.paths
+            or (isinstance(state, TensorState) and state.held._version != version)  # perhaps with what was there
+            or state.differs(copy)
         ]
         late = [state for state, before in self.glances if not same_glance(glance(state.held), before)]
         changed.paths.update(state.path for state, _ in found)

@@ -22,7 +22,8 @@ class MicroBatch:
 
     `accumulation_steps` and `num_items_in_batch` are kept per micro-batch: with a length-less dataset the gradients of
     a short last group spill into the next epoch's window, which has other counts. `sync_mode` is how its descent pass
-    reduces gradients over processes: as the Trainer would have had it (see `hf_sam.engines.gradient_sync`). `found` is what the first pass found in `inputs`.
+    reduces gradients over processes: as the Trainer would have had it (see `hf_sam.engines.gradient_sync`). `found` is
+    what the first pass found in `inputs`.
     """
 
     inputs: Mapping[str, Any]
@@ -38,7 +39,7 @@ class MicroBatch:
 class Window:
     """One optimizer step on this process while it is open: its plan and its micro-batches so far.
 
-    Holding micro-batches costs a copy of their tensors: the Trainer keeps these alive until the optimizer steps anyway.
+    Holding micro-batches costs a copy of their tensors; the Trainer keeps them alive until the optimizer steps anyway.
 
     Attributes:
         model: as the training step gets it.

@@ -53,7 +53,8 @@ def checked_pass(step: Any, micro_batch: MicroBatch) -> Tensor:
     run, params = step.run, step.window.params
     run.checks_left -= 1
     if run.config.sam_check_repeatable == "off" or not _can_be_checked(step):
-        return step.pass_over(micro_batch)
+        loss: Tensor = step.pass_over(micro_batch)
+        return loss
     mode = step.get_sync_mode()
     glances = [(p, glance(p)) for p in params if not is_dtensor(p) and is_readable(p)]
     loss = step.pass_over(micro_batch)
@@ -130,13 +131,13 @@ def _apart(step: Any, first: list[Tensor | None]) -> tuple[str, float]:
 
 def _local(grad: Tensor) -> Tensor:
     """Return the part of a gradient on this process, in at least 32 bits."""
-    part = grad.to_local() if is_dtensor(grad) else grad  # type: ignore[operator]
+    part: Tensor = getattr(grad, "to_local", lambda: grad)()
     part = part.to_dense() if part.layout != torch.strided else part
     return part if part.dtype in (torch.float64, torch.complex64, torch.complex128) else part.float()
 
 
 def _name_of(step: Any, index: int) -> str:
-    names = {id(p): name for name, p in step.model.named_parameters()}
+    names: dict[int, str] = {id(p): name for name, p in step.model.named_parameters()}
     return names.get(id(step.window.params[index]), "a parameter outside of the model")
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_sam.engines.fsdp1 import fsdp1_modules
 from hf_sam.step.reach import Reach
@@ -38,7 +38,7 @@ def _find(trainer: Any) -> Reach:
     """Search the model, the trainer's other attributes and its loss."""
     run = trainer._sam
     model = run.engine.model
-    reach = Reach([trainer, run, *run.candidates])
+    reach = Reach([trainer, run, *(p for p in run.candidates if p.requires_grad)])
     if fsdp1_modules(model):
         for module in model.modules():  # what else it holds are views of flat parameters, which come and go
             _visit_buffers(module, reach)
@@ -54,4 +54,5 @@ def _visit_buffers(module: nn.Module, reach: Reach) -> None:
 
 
 def _room(trainer: Any) -> int:
-    return ROOM + sum(p.numel() * p.element_size() for p in trainer._sam.candidates if p.requires_grad)
+    trained: list[Tensor] = [p for p in trainer._sam.candidates if p.requires_grad]
+    return ROOM + sum(p.numel() * p.element_size() for p in trained)

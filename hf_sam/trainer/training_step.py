@@ -172,8 +172,7 @@ class TrainingStep:
 
     def first_pass(self, micro_batch: MicroBatch, is_first: bool) -> Tensor:
         """Run a clean pass; at the first perturbations of a run see whether it can be repeated."""
-        check = is_first and self.run.checks_left
-        return checked_pass(self, micro_batch) if check else self.pass_over(micro_batch)
+        return checked_pass(self, micro_batch) if is_first and self.run.checks_left else self.pass_over(micro_batch)
 
     def pass_over(self, micro_batch: MicroBatch) -> Tensor:
         """Run the Trainer's own forward and backward on one micro-batch; return its loss."""
@@ -186,8 +185,8 @@ class TrainingStep:
     def replay(self, part: bool, count: float) -> Tensor:
         """Run the micro-batches again as they were run the first time, and leave no other trace than gradients.
 
-        Random streams and whatever passes change start where the first pass started and end where it ended, also when a
-        pass raises; gradients are reduced over processes where the Trainer would have reduced them.
+        Random streams and whatever passes change start and end as in the first pass, also when a pass raises; gradients
+        are reduced over processes where the Trainer would have reduced them.
 
         Args:
             part: whether the first pass saw only a part of the examples. The micro-batches are then run for the first
@@ -197,7 +196,8 @@ class TrainingStep:
         Returns:
             The rise of the loss, summed over the micro-batches (0-dim, detached).
         """
-        run, trainer, window, rises = self.run, self.trainer, self.window, []
+        run, trainer, rises = self.run, self.trainer, []
+        window: Any = self.window
         random_state, sync_mode = RandomState(run.engine.devices, run.changed.generators), self.get_sync_mode()
         counters = [] if part else [name for name in trainer.counters if hasattr(trainer, name)]
         run.in_descent_pass, run.counts_examples = True, part
