@@ -33,12 +33,15 @@ class Changeable:
         path: where it was found, as a user would write it.
         place: the namespace or container that it was found in, and the key there; None at the root.
         owner: the state of what `place` is in, if that is one.
+
+    Attributes:
+        own: whether it is of an object of the user's own class, and no library's.
     """
 
-    __slots__ = ("held", "owner", "path", "place")
+    __slots__ = ("held", "own", "owner", "path", "place")
 
     def __init__(self, held: Any, path: str, place: tuple[Any, Any] | None, owner: Changeable | None) -> None:
-        self.held, self.path, self.place, self.owner = held, path, place, owner
+        self.held, self.path, self.place, self.owner, self.own = held, path, place, owner, False
 
     def copy(self) -> Any:
         """Return a copy, from which `write` makes the object what it is now."""
@@ -172,6 +175,29 @@ class History(list[Any]):
         return History(self.length, held[self.length :])
 
 
+class SlotsState(Changeable):
+    """What an object without a namespace holds in its slots."""
+
+    __slots__ = ()
+
+    def copy(self) -> dict[str, Any]:
+        """Return what each slot holds."""
+        return {name: getattr(self.held, name) for name in slots_of(type(self.held)) if hasattr(self.held, name)}
+
+    def write(self, copy: dict[str, Any]) -> None:
+        """Fill the slots again."""
+        for name in slots_of(type(self.held)):
+            if name in copy:
+                setattr(self.held, name, copy[name])
+            elif hasattr(self.held, name):
+                delattr(self.held, name)
+
+    def differs(self, copy: dict[str, Any]) -> bool:
+        """Return whether a slot holds another object."""
+        now = self.copy()
+        return now.keys() != copy.keys() or any(copy[name] is not value for name, value in now.items())
+
+
 class VariableState(Changeable):
     """What a variable is bound to that a function shares with the one around it."""
 
@@ -208,6 +234,12 @@ class GivenState(Changeable):
         """Return True: named by the user, it is replayed in any case."""
         del copy
         return True
+
+
+def slots_of(cls: type) -> list[str]:
+    """Return the names of the slots of a class."""
+    named = [vars(base).get("__slots__", ()) for base in cls.__mro__]
+    return [name for names in named for name in ([names] if isinstance(names, str) else names) if name[:2] != "__"]
 
 
 def is_array(value: Any) -> bool:

@@ -22,9 +22,11 @@ from hf_sam.step.changeable import (
     Changeable,
     DictState,
     ItemsState,
+    SlotsState,
     TensorState,
     VariableState,
     is_array,
+    slots_of,
 )
 from hf_sam.step.generators import is_generator
 from hf_sam.step.left_alone import ENGINES, LIBRARIES, SHARED_WITH_THREADS, is_iterator, is_users_own, root_of
@@ -56,6 +58,7 @@ class Reach:
         self.iterators: list[str] = []
         self._seen: dict[int, Any] = {id(one): one for one in left_alone}  # alive: no other object gets its id
         self._owner: Changeable | None = None  # the state of what is searched
+        self._own = False  # whether that is of the user's own class
         self._room = math.inf  # how many states there may be after the attribute that is searched
 
     def visit(self, value: Any, path: str, place: Place = None) -> None:
@@ -92,11 +95,17 @@ class Reach:
         elif is_iterator(value):
             self.iterators.append(path)
         elif is_users_own(type(value)) and not _is_shared(value):  # type: ignore[arg-type]
-            self.visit_namespace(value, path, place)
+            if hasattr(value, "__dict__"):
+                self.visit_namespace(value, path, place)
+            for name in slots_of(type(value)):
+                self.visit(getattr(value, name, None), f"{path}.{name}")
+            if slots_of(type(value)):
+                self._add(SlotsState(value, path, place, self._owner))
 
     def visit_namespace(self, owner: Any, path: str, place: Place = None, skipped: frozenset[str] = NOTHING) -> None:
         """Find what can be changed in the attributes of `owner`, those in `skipped` aside."""
-        namespace = vars(owner)
+        namespace, own = vars(owner), self._own
+        self._own = is_users_own(type(owner), itself=True)  # type: ignore[arg-type]
         state = self._add(DictState(namespace, path, place, self._owner, skipped))
         items = [(name, value) for name, value in namespace.items() if name not in skipped]
         for name, value in items:
@@ -104,8 +113,10 @@ class Reach:
                 with self._below(state), self._small(value):
                     self.visit(value, f"{path}.{name}" if path else name, (namespace, name))
         self._visit_class(type(owner))
+        self._own = own
 
     def _add(self, state: Changeable) -> Changeable:
+        state.own = self._own
         self.states.append(state)
         return state
 
@@ -182,8 +193,7 @@ class Reach:
         elif root_of(value.__module__) not in LIBRARIES:
             for name, variable in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
                 self.visit(variable, f"{path}.{name}")
-            if vars(value):
-                self.visit_namespace(value, path)
+            self.visit_namespace(value, path)
             self.visit(value.__defaults__, path)
             self._visit_globals(value)
 
@@ -233,8 +243,6 @@ def _is_bound(variable: CellType) -> bool:
 
 
 def _is_shared(value: Any) -> bool:
-    """Return whether an object has no attributes, or other threads act on it (a writer of logs)."""
-    attributes = getattr(value, "__dict__", None)
-    if attributes is None:
-        return True
+    """Return whether other threads act on an object (a writer of logs)."""
+    attributes = getattr(value, "__dict__", {})
     return any(root_of(type(one).__module__) in SHARED_WITH_THREADS for one in attributes.values())

@@ -18,10 +18,10 @@ from hf_sam.step.copies import are_in_place, copy_all, write_all
 from hf_sam.step.generators import device_state, generator_state, set_device_state, set_generator_state
 from hf_sam.step.inputs import Repeated, changed_inputs, inputs_as_before, nested_states
 from hf_sam.step.reach import Reach
-from hf_sam.step.search import FirstLook, warn_of_late_change
+from hf_sam.step.search import FirstLook, late_contents, warn_of_late_change
 
 TWISTER_BYTES = 625 * 4
-"""Size of a Mersenne twister: 624 words, and the place in them."""
+"""Size of a Mersenne twister."""
 FIRST, AGAIN = 3, 64
 """How many perturbations look at everything, and after how many others one more does."""
 
@@ -94,6 +94,10 @@ def _numpy_state(stream: Any) -> _NumpyState:
     return _NumpyState.last
 
 
+def _ids(content: Any) -> list[int]:
+    return list(map(id, content.values() if isinstance(content, dict) else content))
+
+
 def devices_of(tensors: Iterable[Tensor]) -> list[torch.device]:
     """Return the distinct devices of `tensors`, in order of appearance."""
     return list(dict.fromkeys(t.device for t in tensors))
@@ -128,6 +132,8 @@ class ChangedState:
         self.paths: set[str] = set()
         self.known: set[str] = set()
         self.watched: list[Tensor] = []
+        self.contents: list[Any] = []  # of the user's own objects, which no pass has changed
+        self.own: list[Changeable] = []  # the same
         self.perturbations, self.look_again, self.told = 0, False, False
         self.behind_versions = False
 
@@ -154,7 +160,6 @@ class ChangedState:
         return self.find, self.room
 
     def __setstate__(self, state: tuple[Any, Any]) -> None:
-        """Begin anew."""
         self.__init__(*state)  # type: ignore[misc]
 
 
@@ -181,6 +186,7 @@ class StateAtStart:
         if given:
             self._states, self._copies = [*states, *given], [*copies, *copy_all(given)]
         self._versions = [t._version for t in changed.watched] if look is None else []
+        self._contents = [one.copy() for one in changed.contents] if look is None else []
 
     @contextmanager
     def again(self, *, stays: bool = False, ends: bool = True) -> Iterator[None]:
@@ -205,6 +211,9 @@ class StateAtStart:
     def _differences(self, ends: bool) -> tuple[list[Changeable], list[Any], list[Changeable]]:
         """Return what has changed, its copies, and what has changed without a copy."""
         if self._look is None:
+            if list(map(_ids, self._changed.contents)) != list(map(_ids, self._contents)):
+                more, copies = late_contents(self._changed, self._contents)
+                self._states, self._copies = [*self._states, *more], [*self._copies, *copies]
             if [t._version for t in self._changed.watched] != self._versions:
                 return self._states, self._copies, warn_of_late_change(self._changed, self._versions)
             return self._states, self._copies, []
@@ -213,6 +222,7 @@ class StateAtStart:
         if ends:  # the other copies have served
             self._look, self._states, self._copies = None, states, copies
             self._versions = [t._version for t in self._changed.watched]
+            self._contents = [one.copy() for one in self._changed.contents]
         return states, copies, late
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from hf_sam.step.changeable import Changeable, TensorState
+from hf_sam.step.changeable import ArrayState, Changeable, DictState, ItemsState, TensorState
 from hf_sam.step.copies import chain_of, copy_all
 from hf_sam.step.tensor_bits import SAMPLE, glance, same_glance
 
 logger = logging.getLogger(__name__)
 
+SMALL, MANY = 1_000, 64
+"""Items in a namespace or container of the user's own, and how many of these are compared at every perturbation."""
 LATE = (
     "A forward pass has changed `%s`, which none had before, and whose elements had not been copied: the second "
     "pass of this step started from the changed ones. From the next step on it starts from a copy."
@@ -66,12 +68,45 @@ class FirstLook:
         changed.paths.update(state.path for state in late)
         everything = [*self.states, *(state for state, _ in self.glances)]
         changed.known.update(state.path for state in everything)
+        changed.paths.update(state.path for state in everything if _is_kept(state))
         changed.changing = [state for state in everything if state.path in changed.paths]
         changed.chain = chain_of(changed.changing)
         changed.watched = [s.held for s in everything if isinstance(s, TensorState) and s.path not in changed.paths]
         changed.look_again = False
+        own = [
+            s for s in everything if s.own and s.path not in changed.paths and isinstance(s, (DictState, ItemsState))
+        ]
+        changed.own = [state for state in own if len(state.held) <= SMALL][:MANY]
+        changed.contents = [state.held for state in changed.own]
         _tell(changed, late)
         return [state for state, _ in found], [copy for _, copy in found], list(late)
+
+
+def late_contents(changed: Any, copies: list[Any]) -> tuple[list[Changeable], list[Any]]:
+    """Return the namespaces and containers that have changed for the first time, and their copies.
+
+    Args:
+        changed: the `ChangedState` of the run, which looks at everything next time.
+        copies: of its `contents`.
+    """
+    found = []
+    for state, copy in zip(changed.own, copies, strict=True):
+        before = (
+            {k: v for k, v in copy.items() if k not in state.skipped} if isinstance(state, DictState) else list(copy)
+        )
+        if state.differs(before):
+            found.append((state, before))
+    changed.paths.update(state.path for state, _ in found)
+    changed.look_again |= bool(found)
+    return [state for state, _ in found], [copy for _, copy in found]
+
+
+def _is_kept(state: Changeable) -> bool:
+    """Return whether a tensor is copied although it has not changed yet: a small one of the user's own objects."""
+    if not state.own or not isinstance(state, (TensorState, ArrayState)):
+        return False
+    count = state.held.numel() if isinstance(state, TensorState) else state.held.size
+    return bool(count <= SAMPLE)
 
 
 def warn_of_late_change(changed: Any, versions: list[int]) -> list[Changeable]:

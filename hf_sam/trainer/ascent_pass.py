@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_sam.parameters.choose import frozen_except
+from hf_sam.step.replay import InputsAtStart
 from hf_sam.trainer.batch_subset import BatchSubset, batch_subset
 from hf_sam.trainer.micro_batches import MicroBatch, counted_once
 from hf_sam.trainer.step_planner import mean_over_processes
@@ -80,7 +81,9 @@ def ascend_on_a_subset(step: Any) -> None:
         with counted_once(trainer, trainer.counters):
             for number, inputs in enumerate(subset, start=1):
                 mode = (last if number == len(subset) else first).sync_mode
-                part = MicroBatch(inputs, num_items, last.accumulation_steps * share, first.random_state)
+                found = InputsAtStart(inputs, run.changed) if run.checks_left and number == 1 else None
+                count = last.accumulation_steps * share
+                part = MicroBatch(inputs, num_items, count, first.random_state, found=found)
                 with _reducing_as(step, mode), ascent_pass(step):
                     losses.append(step.first_pass(part, number == 1).detach())
     finally:
