@@ -34,6 +34,7 @@ from hf_sam.step.tensor_bits import is_readable
 
 MODULE_PARTS = frozenset(vars(nn.Module()))
 """What every module has: its children, parameters, buffers and hooks."""
+HOOKS = tuple(sorted(name for name in MODULE_PARTS if name.endswith("hooks")))
 MOST = 2_000
 """Objects below one attribute from which on it is taken for data, and left alone."""
 NOTHING: frozenset[str] = frozenset()
@@ -62,13 +63,7 @@ class Reach:
         self._room = math.inf  # how many states there may be after the attribute that is searched
 
     def visit(self, value: Any, path: str, place: Place = None) -> None:
-        """Find what can be changed in `value` and below it.
-
-        Args:
-            value: anything.
-            path: where it is, as a user would write it.
-            place: the namespace or container that holds it, and the key.
-        """
+        """Find what can be changed in `value`, which is at `path`, and below it; `place` is what holds it, and the key."""
         if isinstance(value, ATOMS) or id(value) in self._seen:
             return
         self._seen[id(value)] = value
@@ -97,10 +92,10 @@ class Reach:
         elif is_users_own(type(value)) and not _is_shared(value):  # type: ignore[arg-type]
             if hasattr(value, "__dict__"):
                 self.visit_namespace(value, path, place)
-            for name in slots_of(type(value)):
-                self.visit(getattr(value, name, None), f"{path}.{name}")
-            if slots_of(type(value)):
+            elif slots_of(type(value)):
                 self._add(SlotsState(value, path, place, self._owner))
+                for name in slots_of(type(value)):
+                    self.visit(getattr(value, name, None), f"{path}.{name}")
 
     def visit_namespace(self, owner: Any, path: str, place: Place = None, skipped: frozenset[str] = NOTHING) -> None:
         """Find what can be changed in the attributes of `owner`, those in `skipped` aside."""
@@ -160,6 +155,8 @@ class Reach:
         if not type(module).__module__.startswith(ENGINES):
             self.visit_namespace(module, path, place, MODULE_PARTS)
             buffers = self._add(DictState(module._buffers, path, None, self._owner))
+            for name in HOOKS:
+                self._add(DictState(vars(module)[name], f"{path}.{name}", None, self._owner))
         for kind in (module._buffers, module._parameters, module._modules):
             for name, value in list(kind.items()):
                 with self._below(buffers if kind is module._buffers else None), self._small(value):

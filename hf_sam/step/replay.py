@@ -22,7 +22,7 @@ from hf_sam.step.search import FirstLook, late_contents, warn_of_late_change
 
 TWISTER_BYTES = 625 * 4
 """Size of a Mersenne twister."""
-FIRST, AGAIN = 3, 64
+FIRST, AGAIN = 3, 256
 """How many perturbations look at everything, and after how many others one more does."""
 
 
@@ -109,33 +109,21 @@ class ChangedState:
     Args:
         find: searches what the passes can reach.
         room: returns how many bytes the first look may copy.
-
-    Attributes:
-        generators: random generators that were found.
-        iterators: where iterators were found.
-        changing: what a pass has changed so far.
-        chain: the same, and what it is in.
-        paths: where that was.
-        known: where there were tensors that have been looked at.
-        watched: tensors that no pass has changed, which are copied no more.
-        perturbations: how many there were.
-        look_again: whether the next one looks at everything.
-        behind_versions: whether a pass has written to a batch without a trace in its tensors' versions (by `.data`).
     """
 
     def __init__(self, find: Callable[[], Reach], room: Callable[[], int]) -> None:
         self.find, self.room = find, room
         self.generators: list[Any] = []
-        self.iterators: list[str] = []
-        self.changing: list[Changeable] = []
-        self.chain: list[Changeable] = []
-        self.paths: set[str] = set()
-        self.known: set[str] = set()
-        self.watched: list[Tensor] = []
+        self.iterators: list[str] = []  # where they are
+        self.changing: list[Changeable] = []  # what a pass has changed so far
+        self.chain: list[Changeable] = []  # the same, and what it is in
+        self.paths: set[str] = set()  # where that was
+        self.known: set[str] = set()  # where there were tensors that have been looked at
+        self.watched: list[Tensor] = []  # tensors that no pass has changed, which are not copied
         self.contents: list[Any] = []  # of the user's own objects, which no pass has changed
         self.own: list[Changeable] = []  # the same
         self.perturbations, self.look_again, self.told = 0, False, False
-        self.behind_versions = False
+        self.behind_versions = False  # whether a pass writes to batches by `.data`, which their versions do not show
 
     def now(self, given: Iterable[Any] = ()) -> StateAtStart:
         """Return the state as it is now, before the first pass of a perturbation.
