@@ -63,7 +63,7 @@ class Reach:
         self._room = math.inf  # how many states there may be after the attribute that is searched
 
     def visit(self, value: Any, path: str, place: Place = None) -> None:
-        """Find what can be changed in `value`, which is at `path`, and below it; `place` is what holds it, and the key."""
+        """Find what can be changed in `value`, found at `path`, and below it; `place` is what holds it, and the key."""
         if isinstance(value, ATOMS) or id(value) in self._seen:
             return
         self._seen[id(value)] = value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which objects do passes change? Found by comparing everything before and after, at a few perturbations of a run."""
+"""Which objects do passes change?"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Is a second pass at the same weights the same function? Tried at the first perturbations of a run."""
+"""Try at the first perturbations of a run whether a second pass at the same weights is the same function."""
 
 from __future__ import annotations
 

@@ -115,8 +115,16 @@ def trained(cls: type, model: type[nn.Module], folder: Any, sam: SAMConfig | Non
     CALLS.clear()
     data = [{"x": torch.randn(4), "labels": i % 3} for i in range(48)]
     arguments = {
-        **{"per_device_train_batch_size": 4, "max_steps": 6, "learning_rate": 0.05, "logging_steps": 1, "optim": "sgd"},
-        **{"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no", **settings},
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "learning_rate": 0.05,
+        "logging_steps": 1,
+        "optim": "sgd",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        **settings,
     }
     args = TrainingArguments(str(folder), remove_unused_columns=False, **arguments)
     kind = cls if sam is None or issubclass(cls, SAMTrainerMixin) else type("Sharp", (SAMTrainerMixin, cls), {})
