@@ -62,7 +62,7 @@ class _NumpyState:
     """NumPy's stream as it was.
 
     Reading it takes longer than a small layer does. Its memory is read in no time, and says whether anything was drawn,
-    but for one number: of two normal ones the second is kept in another place. A state that holds one never counts as present.
+    but for one number: of two normal ones the second is not in it. A state that holds one never counts as present.
     """
 
     last: _NumpyState | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which objects do passes change?"""
+"""The search for what passes change: everything is compared before and after, at a few perturbations of a run."""
 
 from __future__ import annotations
 

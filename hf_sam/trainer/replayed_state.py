@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can the passes of a trainer change: in the model, the loss, and what a subclass keeps on the trainer?"""
+"""What the passes of a trainer can change: in the model, the loss, and what a subclass keeps on the trainer."""
 
 from __future__ import annotations
 
