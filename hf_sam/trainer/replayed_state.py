@@ -18,6 +18,7 @@ LEFT_ALONE = frozenset(
         *("callback_handler", "train_dataset", "eval_dataset", "data_collator", "processing_class", "tokenizer"),
         *("compute_metrics", "preprocess_logits_for_metrics", "model_init", "compute_loss_func", "is_in_train"),
         *("current_gradient_accumulation_steps", "_train_batch_size", "_memory_tracker", "optimizer_cls_and_kwargs"),
+        *("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_signature_columns"),
     )
 )
 """Attributes of a Trainer that are none of its passes'."""
