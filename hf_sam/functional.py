@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from hf_sam._checks import check_number, checked_choice
 from hf_sam.config.field_checks import ROUNDINGS
 from hf_sam.parameters.given import entries_of, entries_of_group, tensors_of
+from hf_sam.step.copies import buffer_states, copy_all, write_all
 from hf_sam.step.one_pass import one_pass_step
 from hf_sam.step.replay import RandomState, devices_of
 from hf_sam.step.two_pass import set_gradients, take_gradients, two_pass_step
@@ -23,7 +24,7 @@ from hf_sam.step_context import StepContext
 from hf_sam.variants import OnePass, Variant, make_variant
 from hf_sam.vectors.shards import Shards, as_shards
 from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
-from hf_sam.vectors.vectors import gradients, restore_, snapshot
+from hf_sam.vectors.vectors import gradients
 
 logger = logging.getLogger(__name__)
 
@@ -143,22 +144,23 @@ def _in_two_passes(
     rounding: StochasticRounding | None,
 ) -> Tensor:
     """Call the closure at w and at w + epsilon; return L(w)."""
-    start, buffers_at_start = RandomState(devices_of(params)), snapshot(kept)
+    devices, changing = devices_of(params), buffer_states(kept)
+    start, buffers_at_start = RandomState(devices), copy_all(changing)
     earlier, versions = take_gradients(params), [p._version for p in params]
     loss = closure()
     _refuse_step(params, versions)
-    end, buffers_at_end = RandomState(devices_of(params)), snapshot(kept)
+    end, buffers_at_end = RandomState(devices), copy_all(changing)
 
     def evaluate_again() -> None:
         start.restore()
-        restore_(kept, buffers_at_start)
+        write_all(changing, buffers_at_start)
         closure()
 
     try:
         two_pass_step(evaluate_again, params, variant, rho=rho, onto=earlier, rounding=rounding, measured=False)
     finally:
         end.restore()
-        restore_(kept, buffers_at_end)
+        write_all(changing, buffers_at_end)
     return loss
 
 

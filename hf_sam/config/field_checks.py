@@ -14,6 +14,7 @@ from hf_sam.variants import OTHER_NAMES, VARIANTS
 
 SCOPES = ("batch", "device", "micro_batch")
 ROUNDINGS = ("nearest", "stochastic")
+REPEATABLE = ("warn", "error", "off")
 PLAIN = "none"
 """The `sam_variant` that leaves the Trainer as it is: one pass per step, no cost."""
 
@@ -28,6 +29,7 @@ def check_fields(config: Any) -> None:
     checked_choice("SAMConfig(sam_variant=...)", config.sam_variant, (*VARIANTS, PLAIN), OTHER_NAMES)
     checked_choice("SAMConfig(sam_scope=...)", config.sam_scope, SCOPES)
     checked_choice("SAMConfig(sam_rounding=...)", config.sam_rounding, ROUNDINGS)
+    checked_choice("SAMConfig(sam_check_repeatable=...)", config.sam_check_repeatable, REPEATABLE)
     checked_choice("SAMConfig(rho_schedule=...)", config.rho_schedule, tuple(SCHEDULES))
     checked_choice("SAMConfig(sam_gate=...)", config.sam_gate, GATES)
     _check_numbers(config)

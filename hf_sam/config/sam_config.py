@@ -46,6 +46,7 @@ class SAMConfig:
         ascent_group_size: rows of a batch, one after the other, of which `ascent_fraction` takes all or none, >= 1.
         sam_sharpness_weight: a in g + a (h - g), the gradient for the optimizer, >= 0; 1 is h.
         sam_renormalise: whether that gradient is given the length of the clean one; experimental.
+        sam_check_repeatable: what to do where a second pass at the same weights gives another gradient.
 
     Experimental: no measured run has gained by it yet, and it may change or be removed.
 
@@ -104,9 +105,7 @@ class SAMConfig:
     )
     rho_schedule_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={
-            "help": "Options of the schedule, as a mapping or a JSON object such as '{\"end\": 0.1}' for linear."
-        },
+        metadata={"help": "Options of the schedule: a mapping, or JSON such as '{\"end\": 0.1}' for linear."},
     )
     sam_parameters: str = field(
         default="all",
@@ -152,6 +151,10 @@ class SAMConfig:
     sam_renormalise: bool = field(
         default=False,
         metadata={"help": "Give the gradient at the perturbed weights the clean gradient's length. Experimental."},
+    )
+    sam_check_repeatable: str = field(
+        default="warn",
+        metadata={"help": "What to do if a pass cannot be repeated, tried in the first two steps: warn, error, off."},
     )
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_sam.step.replay import InputsAtStart
 from hf_sam.trainer.batch_rows import UnknownRowsError
 from hf_sam.trainer.batch_subset import BatchSubset, batch_subset, one_micro_batch, placeholders_of
 from hf_sam.trainer.micro_batches import MicroBatch, counted_once
@@ -29,7 +30,7 @@ NOTHING_SAVED = (
 )
 
 
-def ascent_pass(step: Any, micro_batch: MicroBatch) -> Tensor:
+def ascent_pass(step: Any, micro_batch: MicroBatch, is_first: bool) -> Tensor:
     """Compute gradients of the parameters that will move only; leave them on this process where it is on its own.
 
     Where a replicated model's gradients are wanted for some parameters only, its engine would wait for the others:
@@ -43,7 +44,7 @@ def ascent_pass(step: Any, micro_batch: MicroBatch) -> Tensor:
     alone = sync is not None and (filtered or run.config.sam_scope != "batch")
     with sync.each_process_alone() if alone else nullcontext():
         moved = run.moved_parameters(step.trainer, params) if filtered else params
-        return partial_pass(step, micro_batch, moved)
+        return partial_pass(step, micro_batch, moved, is_first)
 
 
 def average_moved(step: Any) -> None:
@@ -77,9 +78,12 @@ def ascend_on_a_subset(step: Any) -> None:
         with counted_once(trainer, trainer.counters):
             for number, inputs in enumerate(subset, start=1):
                 mode = (last if number == len(subset) else first).sync_mode
-                part = MicroBatch(inputs, num_items, last.accumulation_steps * share, first.random_state)
+                asked = number == 1 and (run.checks_left or run.freezes is None)
+                found = InputsAtStart(inputs, run.changed) if asked else None
+                count = last.accumulation_steps * share
+                part = MicroBatch(inputs, num_items, count, first.random_state, found=found)
                 with _reducing_as(step, mode):
-                    losses.append(ascent_pass(step, part).detach())
+                    losses.append(ascent_pass(step, part, number == 1).detach())
     finally:
         run.counts_examples = True
         trainer.current_gradient_accumulation_steps = last.accumulation_steps
@@ -89,12 +93,12 @@ def ascend_on_a_subset(step: Any) -> None:
 @contextmanager
 def _reducing_as(step: Any, mode: Any) -> Iterator[None]:
     """Reduce gradients inside as when `mode` was noted."""
-    before = step.get_sync_mode()
-    step.set_sync_mode(mode)
+    before = step.run.engine.get_sync_mode()
+    step.run.engine.set_sync_mode(mode)
     try:
         yield
     finally:
-        step.set_sync_mode(before)
+        step.run.engine.set_sync_mode(before)
 
 
 def _subset(step: Any) -> BatchSubset:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_sam.engines.gradient_sync import Mode
-from hf_sam.step.replay import BufferState, RandomState
+from hf_sam.step.replay import InputsAtStart, RandomState, StateAtStart
 from hf_sam.step.two_pass import Gradients
 from hf_sam.trainer.step_planner import StepPlan
 
@@ -23,7 +23,8 @@ class MicroBatch:
 
     `accumulation_steps` and `num_items_in_batch` are kept per micro-batch: with a length-less dataset the gradients of
     a short last group spill into the next epoch's window, which has other counts. `sync_mode` is how its descent pass
-    reduces gradients over processes: as the Trainer would have had it (see `hf_sam.engines.gradient_sync`).
+    reduces gradients over processes: as the Trainer would have had it (see `hf_sam.engines.gradient_sync`). `found` is
+    what the first pass found in `inputs`.
     """
 
     inputs: Mapping[str, Any]
@@ -31,6 +32,7 @@ class MicroBatch:
     accumulation_steps: float
     random_state: RandomState
     sync_mode: Mode = ()
+    found: InputsAtStart | None = None
     clean_loss: Tensor = field(init=False, repr=False)
 
 
@@ -38,14 +40,14 @@ class MicroBatch:
 class Window:
     """One optimizer step on this process while it is open: its plan and its micro-batches so far.
 
-    Holding micro-batches costs no memory: the Trainer keeps them alive until the optimizer steps anyway.
+    Holding micro-batches costs a copy of their tensors; the Trainer keeps them alive until the optimizer steps anyway.
 
     Attributes:
         model: as the training step gets it.
         plan: of the step.
         params: the trained parameters.
         micro_batches: those that share the perturbation that is open now.
-        buffers: of the model, as the first of these found them.
+        state: what the first of these found, beside its inputs: buffers, counters, running averages.
         losses: of all micro-batches so far.
         rises: of all descents so far.
         descents: how many perturbations there were.
@@ -58,7 +60,7 @@ class Window:
     plan: StepPlan
     params: list[Tensor]
     micro_batches: list[MicroBatch] = field(default_factory=list)
-    buffers: BufferState | None = None
+    state: StateAtStart | None = None
     losses: list[Tensor] = field(default_factory=list)
     rises: list[Tensor] = field(default_factory=list)
     descents: int = 0
@@ -66,6 +68,9 @@ class Window:
     earlier: Gradients | None = None
     left: list[tuple[int, int] | None] | None = None
 
+
+CHECKS = 2
+"""At how many perturbations of a run it is checked whether a pass can be repeated."""
 
 COUNTERS = (
     *("_metrics", "_total_train_tokens", "_stored_metrics"),  # TRL; the last one in CPO, ORPO, TPO and older versions

@@ -12,17 +12,15 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils import recursively_apply
 from torch import Tensor
 
 from hf_sam.parameters.choose import frozen_except
-from hf_sam.step.replay import BufferState, RandomState
 from hf_sam.step.two_pass import set_gradients
-from hf_sam.trainer.micro_batches import MicroBatch, counted_once
+from hf_sam.trainer.micro_batches import MicroBatch
+from hf_sam.trainer.repeatable import run_again
 from hf_sam.trainer.step_planner import mean_over_processes
 from hf_sam.vectors.vectors import HALF_PRECISION
 
@@ -40,30 +38,30 @@ NEEDS_ALL = (
 
 
 class Outcome(NamedTuple):
-    """What a pass led to: its loss, the gradients of the chosen parameters, random streams and buffers."""
+    """What a pass led to: its loss, and the gradients of the chosen parameters."""
 
     loss: Tensor
     gradients: list[Tensor | None]
-    random_state: RandomState
-    buffers: BufferState
 
 
-def partial_pass(step: Any, micro_batch: MicroBatch, moved: list[Tensor]) -> Tensor:
+def partial_pass(step: Any, micro_batch: MicroBatch, moved: list[Tensor], is_first: bool) -> Tensor:
     """Run a pass that leaves gradients at `moved` only; return its loss.
 
     Args:
         step: the `TrainingStep` that is due.
         micro_batch: what to run.
         moved: the parameters that will move, some of the window's.
+        is_first: whether it is the first one of a perturbation.
     """
     run, params = step.run, step.window.params
     if run.engine.relists:  # gradients of shards come and go with collectives, and are not to be computed twice
         run.freezes = True
-    if len(moved) < len(params) and run.freezes is None:
+    filtered = len(moved) < len(params)
+    if filtered and is_first and run.freezes is None:
         return _first_pass(step, micro_batch, moved)
     some = frozen_except(params, moved, step.trainer.model) if run.freezes else _without_gradients(params, moved)
-    with some if len(moved) < len(params) else nullcontext():
-        loss: Tensor = step.pass_over(micro_batch)
+    with some if filtered else nullcontext():
+        loss: Tensor = step.first_pass(micro_batch, is_first)
         return loss
 
 
@@ -81,38 +79,30 @@ def _without_gradients(params: list[Tensor], moved: list[Tensor]) -> Iterator[No
 
 
 def _first_pass(step: Any, micro_batch: MicroBatch, moved: list[Tensor]) -> Tensor:
-    """Run a pass with all gradients, then one with the others frozen; keep the second one if they agree."""
-    run, trainer, params, found, reason = step.run, step.trainer, step.window.params, None, None
-    # The loss may write into its batch: the second pass is to find it as the first one did.
-    first = replace(micro_batch, inputs=recursively_apply(torch.clone, micro_batch.inputs))
-    start = RandomState(run.engine.devices), BufferState(step.model)
-    seen = run.in_descent_pass, run.counts_examples
-    run.in_descent_pass, run.counts_examples = True, False  # it is not to be counted
-    try:
-        with counted_once(trainer, trainer.counters), _without_gradients(params, []):
-            whole = _outcome(step, step.pass_over(first), moved)
-        for state in start:
-            state.restore()
-    finally:
-        run.in_descent_pass, run.counts_examples = seen
+    """Run a pass with the others frozen, then one with all gradients; keep the first one if they agree."""
+    params, mode, reason, decided = step.window.params, step.run.engine.get_sync_mode(), None, True
+    found: Outcome | None = None
     with _without_gradients(params, []):
         try:
-            with frozen_except(params, moved, trainer.model):
-                found = _outcome(step, step.pass_over(micro_batch), moved)
+            with frozen_except(params, moved, step.trainer.model):
+                found = Outcome(step.pass_over(micro_batch), [p.grad for p in moved])
         except Exception as error:
             if isinstance(error, NotImplementedError) or NO_ROOM.search(str(error)):
                 raise
             reason = f"the loss raises {type(error).__name__} ({str(error)[:120]})"
-    decided = True
+    whole = _with_all_gradients(step, micro_batch, moved, mode, stays=found is None)
     if found is not None:
         reason, decided = _compared(step, whole, found)
     if not _agreed(step, reason, decided):
-        found = whole
+        # Once more, for good: the pass with frozen parameters may have drawn other random numbers.
+        found = whole if found is None else _with_all_gradients(step, micro_batch, moved, mode, stays=True)
     return _concluded(found or whole, moved)
 
 
-def _outcome(step: Any, loss: Tensor, moved: list[Tensor]) -> Outcome:
-    return Outcome(loss, [p.grad for p in moved], RandomState(step.run.engine.devices), BufferState(step.model))
+def _with_all_gradients(step: Any, micro_batch: MicroBatch, moved: list[Tensor], mode: Any, *, stays: bool) -> Outcome:
+    with _without_gradients(step.window.params, []):
+        loss = run_again(step, micro_batch, mode, stays=stays)
+        return Outcome(loss, [p.grad for p in moved])
 
 
 def _compared(step: Any, whole: Outcome, frozen: Outcome) -> tuple[str | None, bool]:
@@ -158,9 +148,7 @@ def _agreed(step: Any, reason: str | None, decided: bool) -> bool:
 
 
 def _concluded(kept: Outcome, moved: list[Tensor]) -> Tensor:
-    """Leave everything as the pass that is kept has left it."""
-    kept.random_state.restore()
-    kept.buffers.restore()
+    """Add the gradients of the pass that is kept to those that were there before; return its loss."""
     for p, gradient in zip(moved, kept.gradients, strict=True):
         if gradient is not None:
             p.grad = gradient if p.grad is None else p.grad.add_(gradient)

@@ -21,10 +21,11 @@ from hf_sam.radius.auto import PASSES, PLAIN_PASSES
 from hf_sam.radius.learning_rates import LearningRates
 from hf_sam.radius.schedules import AUTO
 from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing
+from hf_sam.step.replay import ChangedState
 from hf_sam.step_context import StepContext
 from hf_sam.trainer.arguments import config_of
 from hf_sam.trainer.logs import Averages, Sampler
-from hf_sam.trainer.micro_batches import Window
+from hf_sam.trainer.micro_batches import CHECKS, Window
 from hf_sam.trainer.shared_arguments import FIELDS
 from hf_sam.trainer.step_planner import StepPlanner, mean_over_processes
 from hf_sam.variants import Regulariser
@@ -84,6 +85,8 @@ class RunState:
         self._moved: list[Tensor] = []
         self.freezes: bool | None = None  # whether a pass may freeze what does not move; not known at first
         self.optimizer_checks = 0
+        self.changed: ChangedState | None = None  # what passes change beside gradients
+        self.checks_left = CHECKS  # of whether passes can be repeated
 
     def begin_attempt(self) -> None:
         """Start afresh where the Trainer begins again (auto_find_batch_size): what the last attempt knew is void.

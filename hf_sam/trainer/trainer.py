@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ class SAMTrainerMixin(SomeTrainer):
             first sees only a part of them.
         counters: names of attributes in which `compute_loss` counts without asking; the second pass leaves them as
             they were. TRL's by default; a subclass may name more.
+        carried: names of attributes that the second pass finds as the first one left them, where others are as the
+            first one found them: for what is computed once, in the first pass, for both.
 
     Raises:
         ValueError: if settings are given twice or out of range.
@@ -60,6 +62,7 @@ class SAMTrainerMixin(SomeTrainer):
     """
 
     counters: tuple[str, ...] = COUNTERS
+    carried: tuple[str, ...] = ()
     current_gradient_accumulation_steps = 1  # where `training_step` is called outside of `train()`
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -93,6 +96,14 @@ class SAMTrainerMixin(SomeTrainer):
     def counts_examples(self) -> bool:
         """Whether the pass that runs is the one that counts each example."""
         return self._sam.counts_examples
+
+    def replayed_state(self) -> Iterable[Any]:
+        """Return what else a pass changes: objects with `state_dict` and `load_state_dict`, none by default.
+
+        To be overridden. The second pass finds them as the first one found them, and leaves them as that one did.
+        Whatever a pass can reach from the model, the loss and the trainer's attributes is replayed without being named.
+        """
+        return ()
 
     # ------------------------------------------------------------------------------------------------------------------
     # Training

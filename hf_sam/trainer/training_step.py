@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from hf_sam.config.sam_config import PLAIN
 from hf_sam.step.measurement import Measurement
-from hf_sam.step.replay import BufferState, RandomState
+from hf_sam.step.replay import InputsAtStart, RandomState
 from hf_sam.step.two_pass import Gradients, put_gradients_under, set_gradients, take_gradients
 from hf_sam.trainer.ascent_pass import ascend_on_a_subset, ascent_pass, average_moved, gradient_is_small
 from hf_sam.trainer.interference import WATCHED_STEPS, look_out, note_gradients
 from hf_sam.trainer.micro_batches import MicroBatch, Window, counted_once
 from hf_sam.trainer.one_pass import one_pass
 from hf_sam.trainer.radius_warnings import tell_realised_norm
+from hf_sam.trainer.repeatable import checked_pass
+from hf_sam.trainer.replayed_state import changed_state
 from hf_sam.trainer.shared_arguments import FIELDS
 
 Step = Callable[..., Tensor]
@@ -122,12 +124,12 @@ class TrainingStep:
             if part:
                 micro_batch.clean_loss = torch.zeros((), device=self.trainer.args.device)
             elif config.sam_parameters == "all" and (config.sam_scope == "batch" or engine.sync is None):
-                micro_batch.clean_loss = self.pass_over(micro_batch)
+                micro_batch.clean_loss = self.first_pass(micro_batch, micro_batch is window.micro_batches[0])
             else:
-                micro_batch.clean_loss = ascent_pass(self, micro_batch)
+                micro_batch.clean_loss = ascent_pass(self, micro_batch, micro_batch is window.micro_batches[0])
             if alone or window.ends:
                 self._descend(earlier, part)
-                window.micro_batches, window.buffers = [], None
+                window.micro_batches, window.state = [], None
         return micro_batch.clean_loss
 
     def _descend(self, earlier: Gradients | None, part: bool) -> None:
@@ -166,68 +168,64 @@ class TrainingStep:
 
     def note(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> MicroBatch:
         """Note what a micro-batch needs to be run again, before it is run."""
-        window = self.window
-        if window.buffers is None:
-            window.buffers = BufferState(self.model)
-        count = self.trainer.current_gradient_accumulation_steps
-        random_state = RandomState(self.run.engine.devices)
-        window.micro_batches.append(MicroBatch(inputs, num_items, count, random_state, self.get_sync_mode()))
+        run, window, trainer = self.run, self.window, self.trainer
+        if run.changed is None:
+            run.changed = changed_state(trainer)
+        if window.state is None:
+            window.state = run.changed.now(trainer.replayed_state())
+        count, found = trainer.current_gradient_accumulation_steps, InputsAtStart(inputs, run.changed)
+        random_state = RandomState(run.engine.devices, run.changed.generators)
+        window.micro_batches.append(
+            MicroBatch(inputs, num_items, count, random_state, run.engine.get_sync_mode(), found)
+        )
         return window.micro_batches[-1]
+
+    def first_pass(self, micro_batch: MicroBatch, is_first: bool) -> Tensor:
+        """Run a clean pass; at the first perturbations of a run see whether it can be repeated."""
+        return checked_pass(self, micro_batch) if is_first and self.run.checks_left else self.pass_over(micro_batch)
 
     def pass_over(self, micro_batch: MicroBatch) -> Tensor:
         """Run the Trainer's own forward and backward on one micro-batch; return its loss."""
         self.trainer.current_gradient_accumulation_steps = micro_batch.accumulation_steps
-        inputs = copy.copy(micro_batch.inputs)  # a `compute_loss` that pops its labels must find them again
+        inputs: Any = copy.copy(micro_batch.inputs)  # a `compute_loss` that pops its labels must find them again
+        if micro_batch.found is not None and micro_batch.found.iterators:
+            inputs.update({name: iter(items) for name, items in micro_batch.found.iterators.items()})
         return self.plain_step(self.model, inputs, micro_batch.num_items_in_batch)
 
     def replay(self, part: bool, count: float) -> Tensor:
         """Run the micro-batches again as they were run the first time, and leave no other trace than gradients.
 
-        Random streams and buffers start where the first pass started and end where the first pass ended, also when a
-        pass raises; gradients are reduced over processes where the Trainer would have reduced them.
+        Random streams and whatever passes change start and end as in the first pass, also when a pass raises; gradients
+        are reduced over processes where the Trainer would have reduced them.
 
         Args:
             part: whether the first pass saw only a part of the examples. The micro-batches are then run for the first
-                time: the random streams go on from one to the next and end where this leaves them, as the Trainer's.
+                time: everything goes on from one to the next and ends where this leaves it, as the Trainer's.
             count: micro-batches of the step.
 
         Returns:
             The rise of the loss, summed over the micro-batches (0-dim, detached).
         """
-        run, trainer, window, rises = self.run, self.trainer, self.window, []
-        random_state, buffers = RandomState(run.engine.devices), BufferState(self.model)
-        sync_mode = self.get_sync_mode()
+        run, trainer, rises = self.run, self.trainer, []
+        window: Any = self.window
+        random_state, sync_mode = RandomState(run.engine.devices, run.changed.generators), run.engine.get_sync_mode()
         counters = [] if part else [name for name in trainer.counters if hasattr(trainer, name)]
         run.in_descent_pass, run.counts_examples = True, part
         try:
-            if window.buffers is not None:
-                window.buffers.restore()
-            with counted_once(trainer, counters) if counters else nullcontext():
+            with window.state.again(stays=part), counted_once(trainer, counters) if counters else nullcontext():
                 for number, micro_batch in enumerate(window.micro_batches):
                     if not (part and number):
                         micro_batch.random_state.restore()
-                    self.set_sync_mode(micro_batch.sync_mode)
-                    rises.append(self.pass_over(micro_batch).detach() - micro_batch.clean_loss)
+                    run.engine.set_sync_mode(micro_batch.sync_mode)
+                    with micro_batch.found.again():
+                        rises.append(self.pass_over(micro_batch).detach() - micro_batch.clean_loss)
         finally:
             if not part:
                 random_state.restore()
-            buffers.restore()
-            self.set_sync_mode(sync_mode)
+            run.engine.set_sync_mode(sync_mode)
             run.in_descent_pass, run.counts_examples = False, True
             trainer.current_gradient_accumulation_steps = count
         return torch.stack(rises).sum()
-
-    def get_sync_mode(self) -> Any:
-        """Return how gradients are reduced now; in one process, only whether this micro-batch is the last."""
-        sync = self.run.engine.sync
-        return self.trainer.accelerator.gradient_state.sync_gradients if sync is None else sync.mode()
-
-    def set_sync_mode(self, mode: Any) -> None:
-        """Reduce gradients as when `mode` was got."""
-        if self.run.engine.sync is None:
-            self.trainer.accelerator.gradient_state.sync_gradients = mode
-        else:
-            self.run.engine.sync.set_mode(mode)
 
     def is_measured(self) -> bool:
         """Return whether epsilon and the cosine are measured at this step."""

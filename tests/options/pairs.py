@@ -115,6 +115,8 @@ def assert_plain_at_rho_zero(make: Make) -> tuple[Trainer, Trainer]:
 class Climbing(SAMTrainer):
     """Notes which parameters stand elsewhere while the descent pass runs."""
 
+    carried = ("climbed",)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         # Schedule-free optimizers move the weights where they train from: the Trainer asks for it in its own step.
         if callable(getattr(self.optimizer, "train", None)):

@@ -22,6 +22,8 @@ RHO = 0.3
 class Casting(SAMTrainer):
     """Notes where an autocast context is active."""
 
+    carried = ("casts",)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.casts: list[tuple[str, bool]] = []

@@ -199,6 +199,8 @@ def test_a_bad_gradient_leaves_epsilon_out_and_is_counted(
     factor: float, variant: str, scope: str, tmp_path: Any
 ) -> None:
     class Watching(BadGradient):
+        carried = ("during",)
+
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             if self.in_descent_pass and self.state.global_step == 1:
                 self.during.append(weights(self))

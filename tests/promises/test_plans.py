@@ -35,6 +35,8 @@ def without_dropout(model: nn.Module) -> None:
 class Counting(SAMTrainer):
     """Notes every pass: the step, the part of the step, the number of examples, and whether they count."""
 
+    carried = ("passes", "seen")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.passes: list[tuple[int, str, int, bool]] = []
         self.seen: list[Tensor] = []

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_sam.step.replay import BufferState, RandomState, devices_of
+from hf_sam.step.reach import Reach
+from hf_sam.step.replay import ChangedState, RandomState, devices_of
 from tests.compare import bits, same_bits
 
 DRAWS = {
@@ -85,6 +86,22 @@ def test_devices_are_listed_once_in_order() -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 # Buffers
 # ----------------------------------------------------------------------------------------------------------------------
+class BufferState:
+    """The state of a model before a pass, to which it can be put back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        def find() -> Reach:
+            reach = Reach()
+            reach.visit(model, "model")
+            return reach
+
+        self.start = ChangedState(find, lambda: 2**20).now()
+
+    def restore(self) -> None:
+        with self.start.again(stays=True, ends=False):
+            pass
+
+
 class Holder(nn.Module):
     """A module with the given buffers, one of them not saved in checkpoints."""
 

@@ -57,7 +57,11 @@ class Step(TrainingStep):
     def __init__(self, model: nn.Module) -> None:
         accelerator = SimpleNamespace(sync_gradients=True, gradient_state=SimpleNamespace(sync_gradients=True))
         trainer = SimpleNamespace(
-            accelerator=accelerator, counters=(), current_gradient_accumulation_steps=3, _sam=RunState()
+            accelerator=accelerator,
+            counters=(),
+            replayed_state=tuple,
+            current_gradient_accumulation_steps=3,
+            _sam=RunState(),
         )
         trainer._sam.engine = Engine(model, accelerator)
         window = Window(model, StepPlan("two", 0.05, StepContext()), list(model.parameters()))

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does whatever a pass changes start the second pass as it started the first, and end as the plain Trainer's?"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter, deque
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments, set_seed
+
+from hf_sam import SAMConfig, SAMTrainerMixin
+
+cross_entropy = nn.functional.cross_entropy
+
+
+class Net(nn.Module):
+    """A classifier with nothing that changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.head(torch.tanh(self.body(x)))
+        return {"logits": logits} if labels is None else {"loss": cross_entropy(logits, labels), "logits": logits}
+
+
+class Momentum(Net):
+    """A momentum encoder, a queue and a counter, all changed in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.calls = copy.deepcopy(self.body).requires_grad_(False), 0
+        self.register_buffer("queue", torch.zeros(2, 6))
+        self.register_buffer("top", torch.empty(0))
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        self.calls += 1
+        for key, query in zip(self.keys.parameters(), self.body.parameters(), strict=True):
+            key.data.mul_(0.9).add_(query.data, alpha=0.1)
+        if self.top.numel() == 0:
+            self.top.resize_(6).zero_()
+        hidden = torch.tanh(self.body(x))
+        self.top.copy_(torch.maximum(self.top, hidden.detach().abs().amax(0)))
+        logits = self.head(hidden * (1 + 0.1 * self.calls) - self.queue.mean(0) - self.keys(x).detach() + self.top)
+        self.queue = torch.cat([self.queue[1:], hidden.detach().mean(0, keepdim=True)])
+        return {"loss": cross_entropy(logits, labels), "logits": logits}
+
+
+class InPlace(Trainer):
+    """Mixes its batch in place."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        weight = float(np.random.beta(0.8, 0.8))
+        inputs["x"].mul_(weight).add_(inputs["x"].flip(0).clone(), alpha=1 - weight)
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class Drawing(Trainer):
+    """Draws from generators of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.streams = [np.random.default_rng(0), np.random.RandomState(0)], torch.Generator().manual_seed(0)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        (first, second), third = self.streams
+        factor = first.random() + second.random() + float(torch.rand((), generator=third))
+        return super().compute_loss(model, inputs, *args, **kwargs) * factor
+
+
+class Remembering(Trainer):
+    """Keeps a state of every kind on the trainer, and begins to count late."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.targets, self.counts, self.last, self.late = torch.zeros(3), Counter(), deque([0.0], maxlen=2), 0
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        logits = model(x=inputs["x"])["logits"]
+        self.counts["calls"] += 1
+        self.late += self.state.global_step >= 4
+        self.targets.lerp_(logits.detach().mean(0), 0.1)
+        loss = cross_entropy(logits - self.targets * (self.counts["calls"] + self.late), inputs["labels"])
+        loss = loss * (1 + self.last[-1])
+        self.last.append(loss.item())
+        return loss
+
+
+class Globally(Trainer):
+    """Counts where nothing looks."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        CALLS.append(1)
+        return super().compute_loss(model, inputs, *args, **kwargs) * (1 + 0.1 * len(CALLS))
+
+
+CALLS: list[int] = []
+KINDS = {
+    "batch": (InPlace, Net),
+    "streams": (Drawing, Net),
+    "trainer": (Remembering, Net),
+    "model": (Trainer, Momentum),
+}
+
+
+def trained(cls: type, model: type[nn.Module], folder: Any, sam: SAMConfig | None = None, **settings: Any) -> Any:
+    set_seed(0)
+    CALLS.clear()
+    data = [{"x": torch.randn(4), "labels": i % 3} for i in range(48)]
+    arguments = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 6,
+        "learning_rate": 0.05,
+        "logging_steps": 1,
+        "optim": "sgd",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        **settings,
+    }
+    args = TrainingArguments(str(folder), remove_unused_columns=False, **arguments)
+    kind = cls if sam is None or issubclass(cls, SAMTrainerMixin) else type("Sharp", (SAMTrainerMixin, cls), {})
+    trainer = kind(model(), args, train_dataset=data, **({} if sam is None else {"sam_config": sam}))
+    trainer.train()
+    return trainer
+
+
+def state_of(trainer: Any) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", [{}, pytest.param({"gradient_accumulation_steps": 2}, marks=pytest.mark.slow)])
+def test_at_rho_zero_everything_is_as_the_plain_trainers(kind: str, settings: Any, tmp_path: Any, caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING, logger="hf_sam"):
+        plain = trained(*KINDS[kind], tmp_path, **settings)
+        sharp = trained(*KINDS[kind], tmp_path, SAMConfig(rho=0.0), **settings)
+    expected, found = state_of(plain), state_of(sharp)
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    rises = [log["sam/sharpness"] for log in sharp.state.log_history if "sam/sharpness" in log]
+    assert rises == [0.0] * len(rises)
+    assert not [r for r in caplog.records if "second pass" in r.getMessage()]
+    if kind == "trainer":
+        assert (sharp.counts, sharp.last, sharp.late) == (plain.counts, plain.last, plain.late)
+
+
+def test_what_cannot_be_replayed_is_told_once(tmp_path: Any, caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING, logger="hf_sam"):
+        trained(Globally, Net, tmp_path, SAMConfig(rho=0.05))
+    told = [r.getMessage() for r in caplog.records if "second pass" in r.getMessage()]
+    assert len(told) == 1
+    assert "`replayed_state()`" in told[0]
+
+
+def test_what_cannot_be_replayed_ends_the_run_where_that_is_asked_for(tmp_path: Any) -> None:
+    with pytest.raises(RuntimeError, match="second pass is not the function"):
+        trained(Globally, Net, tmp_path, SAMConfig(rho=0.05, sam_check_repeatable="error"))
+
+
+def test_a_named_object_is_replayed(tmp_path: Any) -> None:
+    class Calls:
+        def state_dict(self) -> dict[str, int]:
+            return {"calls": len(CALLS)}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            CALLS[:] = [1] * state["calls"]
+
+    class Named(SAMTrainerMixin, Globally):
+        def replayed_state(self) -> list[Any]:
+            return [Calls()]
+
+    plain = trained(Globally, Net, tmp_path)
+    sharp = trained(Named, Net, tmp_path, SAMConfig(rho=0.0, sam_check_repeatable="error"))
+    assert torch.equal(plain.model.head.weight, sharp.model.head.weight)
