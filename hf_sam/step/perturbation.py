@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_sam.vectors.stochastic_rounding import StochasticRounding
-from hf_sam.vectors.vectors import HALF_PRECISION, Ascent, chunks, contiguous_as
+from hf_sam.vectors.vectors import HALF_PRECISION, Ascent, chunks, contiguous_as, snapshot
 
 AT_ONCE = 32
 """Tensors of a lent direction that an accelerator scales at once: few launches, and a small part of a large model."""
@@ -70,7 +70,7 @@ class Perturbation:
             self._observer.applies(ascent)
         for owners, w, direction in chunks(self._params, contiguous_as(self._params, ascent.direction)):
             # A copy of its own: the gradient's memory may belong to others (a flat buffer, a bucket of DDP).
-            self._away.append((owners, w, [part.clone() for part in w]))
+            self._away.append((owners, w, snapshot(w)))
             if self._rounding is None:
                 _add_epsilon_(w, direction, ascent)
             else:

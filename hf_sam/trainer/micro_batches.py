@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_sam.engines.gradient_sync import Mode
+from hf_sam.step.one_pass import KnownPerturbation
 from hf_sam.step.replay import BufferState, RandomState
 from hf_sam.trainer.step_planner import StepPlan
 
@@ -49,6 +50,9 @@ class Window:
         rises: of all descents so far.
         descents: how many perturbations there were.
         ends: whether the micro-batch at hand is the last one. The engine's own flag changes inside of a pass.
+        perturbation: what the weights are moved by now, where that was known before the first pass (`one_pass`).
+        passes: of such a step, so far.
+        spills: whether its micro-batches belong to two epochs.
     """
 
     model: nn.Module
@@ -60,6 +64,15 @@ class Window:
     rises: list[Tensor] = field(default_factory=list)
     descents: int = 0
     ends: bool = False
+    perturbation: KnownPerturbation | None = None
+    passes: int = 0
+    spills: bool = False
+
+    def come_back(self) -> None:
+        """Put the weights back to w, where they are not."""
+        if self.perturbation is not None:
+            self.perturbation.__exit__(None, None, None)
+            self.perturbation = None
 
 
 COUNTERS = (

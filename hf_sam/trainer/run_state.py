@@ -49,6 +49,8 @@ class RunState:
         in_descent_pass: whether the second pass runs.
         counts_examples: whether the pass that runs is the one that counts each example.
         told: which warnings have been given.
+        in_train: whether `train()` runs: what runs between micro-batches is then known, or can be.
+        known_loop: whether all of that is transformers' or ours; None while it was not asked.
     """
 
     def __init__(self) -> None:
@@ -65,10 +67,20 @@ class RunState:
         self.optimized: list[int] | None = None  # ids of the optimizer's parameters when a step listed the candidates
         self._chosen: set[int] | None = None
         self.optimizer_checks = 0
+        self.in_train = False
+        self.known_loop: bool | None = None
 
     def forget_window(self) -> None:
         """Drop what belongs to one optimizer step, also where Ctrl-C has kept a `finally` from doing so."""
+        if self.window is not None:
+            self.window.come_back()
         self.window, self.in_descent_pass, self.counts_examples = None, False, True
+
+    def end(self) -> None:
+        """Note that `train()` is over, however it ended."""
+        if self.window is not None:
+            self.window.come_back()
+        self.in_train = False
 
     def read_settings(self, trainer: Any) -> SAMConfig:
         """Take the settings out of the trainer's arguments, checked; a callback or a search may have changed them.

@@ -91,7 +91,18 @@ class SAMTrainerMixin(SomeTrainer):
         """Train as the Trainer does, from a fresh SAM state or the one in the checkpoint that is resumed."""
         config_of(self.args)  # settings that are out of range by now end the run before it has cost anything
         self._sam = RunState()
-        return super().train(*args, **kwargs)
+        self._sam.in_train = True
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._sam.end()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        except BaseException:  # between two micro-batches; a smaller batch may be tried next (auto_find_batch_size)
+            self._sam.forget_window()
+            raise
 
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None

@@ -15,6 +15,8 @@ from hf_sam.vectors.shards import Shards
 HALF_PRECISION = frozenset({torch.float16, torch.bfloat16})
 PIECE = 2**17
 """Elements in one piece on a CPU: a few arrays of this length fit the second-level cache."""
+ROW = 2**12
+"""Elements that a CPU squares and sums in one go."""
 
 
 class Ascent(NamedTuple):
@@ -72,12 +74,12 @@ def global_norm(tensors: list[Tensor], params: list[Tensor] | None = None) -> Te
     Returns:
         0-dim tensor on the tensors' device, accumulated in float32 (float64 when an input is).
     """
-    owners = tensors if params is None else params
+    owners = params if isinstance(params, Shards) else tensors
     if tensors[0].device.type == "cpu" or isinstance(owners, Shards):
         # Piece by piece: a CPU sums one tensor in one go, which loses three digits over 1e7 elements of float32.
         dtype = _wider(tensors)
-        cut = chunks(owners, contiguous_as(owners, tensors))
-        return sum_of([dot(piece, piece, dtype) for _, _, piece in cut], owners).sqrt()
+        cut = chunks(owners, contiguous_as(owners, tensors)) if owners is not tensors else chunks(tensors)
+        return sum_of([dot(piece, piece, dtype) for _, *_, piece in cut], tensors if params is None else params).sqrt()
     norms = torch._foreach_norm(tensors, 2, dtype=accumulation_dtype(tensors))
     norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
     return norm
@@ -105,7 +107,10 @@ def dot(left: list[Tensor], right: list[Tensor], dtype: torch.dtype | None = Non
     """
     dtype = dtype or accumulation_dtype([*left, *right])
     if left[0].device.type == "cpu":
-        a, b = _as_vector(left), _as_vector(right)
+        a = _as_vector(left)
+        if left is right:
+            return _square(a.to(dtype))
+        b = _as_vector(right)
         if a.dtype != b.dtype or a.dtype != dtype:
             a, b = a.to(dtype), b.to(dtype)
         # Products first: `sum` adds in a tree, where a dot product of float32 loses two digits on some CPUs, and gives
@@ -115,6 +120,17 @@ def dot(left: list[Tensor], right: list[Tensor], dtype: torch.dtype | None = Non
         return global_norm(left).square()
     products = [torch.dot(a.flatten().to(dtype), b.flatten().to(dtype)) for a, b in zip(left, right, strict=True)]
     return torch.stack(products).sum()
+
+
+def _square(a: Tensor) -> float:
+    """Return the inner product of a vector with itself, on a CPU: row by row, which reads it once and writes nothing.
+
+    A row is short enough for its sum to lose nothing that shows; the bits do not depend on where it lies in memory.
+    """
+    whole = a.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(a[:whole].view(-1, ROW), dim=1).double()
+    squares = rows.square_().sum() + torch.linalg.vector_norm(a[whole:]).double().square()
+    return float(squares)
 
 
 def sum_of(products: list[Tensor | float], params: list[Tensor]) -> Tensor:
@@ -154,7 +170,11 @@ def loses_bits(tensors: list[Tensor]) -> bool:
 
 def weights(params: list[Tensor]) -> list[Tensor]:
     """Return what this process holds of each parameter, in the same memory, outside of autograd."""
-    return params.weights() if isinstance(params, Shards) else [p.detach() for p in params]
+    return params.weights() if isinstance(params, Shards) else _outside_autograd(params)
+
+
+def _outside_autograd(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach() if t.requires_grad else t for t in tensors]
 
 
 def gradients(params: list[Tensor]) -> list[Tensor]:
@@ -183,7 +203,7 @@ def chunks(params: list[Tensor], *lists: list[Tensor]) -> Iterator[tuple[list[Te
         cut depends on `params` alone; the lists must be laid out like them (see `contiguous_as`).
     """
     w = weights(params)
-    whole = [w, *[[t.detach() for t in tensors] for tensors in lists]]
+    whole = [w, *[_outside_autograd(tensors) for tensors in lists]]
     start = 0
     for end in _ends(params, w):
         owners = params[start:end]
@@ -198,6 +218,8 @@ def chunks(params: list[Tensor], *lists: list[Tensor]) -> Iterator[tuple[list[Te
 
 def contiguous_as(params: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
     """Return `tensors`, those copied that are not contiguous where their parameter is."""
+    if len(tensors) == len(params) and all(t.is_contiguous() for t in tensors):
+        return tensors
     return [t.contiguous() if w.is_contiguous() else t for w, t in zip(weights(params), tensors, strict=True)]
 
 
@@ -226,8 +248,10 @@ def _is_cut(w: Tensor) -> bool:
 
 @torch.no_grad()
 def snapshot(tensors: list[Tensor]) -> list[Tensor]:
-    """Return copies of `tensors`, bit for bit."""
-    return [t.detach().clone() for t in tensors]
+    """Return copies of `tensors`, bit for bit, in few launches."""
+    copies = [torch.empty_like(t, requires_grad=False) for t in tensors]
+    restore_(copies, _outside_autograd(tensors))
+    return copies
 
 
 @torch.no_grad()
