@@ -27,6 +27,13 @@ class Stop(Exception):
     """Raised on purpose."""
 
 
+class OutOfMemory(RuntimeError):
+    """As CUDA says it, which makes `auto_find_batch_size` try a smaller batch."""
+
+    def __init__(self) -> None:
+        super().__init__("CUDA out of memory.")
+
+
 class AtEnd(TrainerCallback):
     """Looks at the weights after every micro-batch and step."""
 
@@ -118,7 +125,7 @@ def test_a_trainer_with_code_between_the_passes_finds_the_weights_back(cls: type
 class Struck(SAMTrainer):
     """Fails in the third micro-batch of step 2, in the pass; or right before it, where transformers itself is struck."""
 
-    error: Any = Stop
+    error: type[BaseException] = Stop
     between = False
     count = 0
 
@@ -171,7 +178,7 @@ def test_an_error_in_the_middle_of_a_step_leaves_the_weights_where_they_were(
 
 
 def test_a_smaller_batch_is_tried_from_weights_that_are_back(tmp_path: Path) -> None:
-    trainer = struck(tmp_path, error=staticmethod(lambda: RuntimeError("CUDA out of memory.")), between=True)
+    trainer = struck(tmp_path, error=OutOfMemory, between=True)
     with mock.patch.object(GradientState, "_set_sync_gradients", lambda state, value: trainer.struck(state, value)):
         trainer.train()
     assert trainer.moved
