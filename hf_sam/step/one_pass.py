@@ -61,26 +61,27 @@ class KnownPerturbation:
 
     def __init__(self, rounding: StochasticRounding | None = None, *, measured: bool = True) -> None:
         self._rounding, self._measured = rounding, measured
-        self._perturbation: Perturbation | None = None  # noted before anything moves
+        self._parts: list[Perturbation] = []  # each noted before it moves
         self._observer: NormObserver | None = None
         self._usable: Tensor | None = None
         self._asked: list[Length] = []
 
     def apply(self, params: list[Tensor], variant: OnePass, rho: Length | LengthOf, context: StepContext) -> None:
         """Move to w + epsilon, or nowhere where the variant does not know its way yet."""
-        way = variant.direction_before_pass(params, _noted(rho, self._asked), context)
-        if way is None:
-            return
-        moved, ascent = way
-        self._observer = NormObserver(moved) if self._measured else None
-        self._perturbation = Perturbation(moved, self._rounding, self._observer)
-        self._usable = self._perturbation.apply(ascent)  # after this a copy of w is all that is extra
+        count = 0
+        for moved, ascent in variant.ways_before_pass(params, _noted(rho, self._asked), context):
+            if self._measured and self._observer is None:
+                self._observer = NormObserver(moved)
+            self._parts.append(Perturbation(moved, self._rounding, self._observer, first=count))
+            self._usable = self._parts[-1].apply(ascent)  # after this a copy of w is all that is extra
+            count += len(moved)
 
     def undo(self) -> Measurement | None:
         """Move back to w, to the last bit; return what was measured, None where nothing had moved."""
-        if self._perturbation is None or self._usable is None:
+        for part in reversed(self._parts):
+            part.undo()
+        if self._usable is None:
             return None
-        self._perturbation.undo()
         if self._observer is None:
             return Measurement(self._usable, self._asked[0])
         return self._observer.result(self._usable, self._asked[0])
@@ -91,8 +92,8 @@ class KnownPerturbation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._perturbation is not None:
-            self._perturbation.__exit__(kind, error, trace)
+        for part in reversed(self._parts):
+            part.__exit__(kind, error, trace)
 
 
 def _noted(rho: Length | LengthOf, asked: list[Length]) -> Length | LengthOf:

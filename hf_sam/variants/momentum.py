@@ -90,8 +90,6 @@ class Momentum(OnePass):
             ValueError: if the optimizer keeps no first moment of a parameter that it has stepped on.
         """
         moments = first_moments(context.optimizer, params)
-        if any(m is None for m in moments):  # else there is nothing to refuse
-            refuse_optimizer(context.optimizer, params)
         m = [found for found in moments if found is not None]
         if not m:
             return None
@@ -105,16 +103,21 @@ class Momentum(OnePass):
 
 
 def first_moments(optimizer: Any, params: list[Tensor]) -> list[Tensor | None]:
-    """Return `first_moment` of each parameter; at once where it lies under the name that Adams have for it."""
-    if optimizer is None or isinstance(params, Shards):
-        return [optimizer and first_moment(optimizer, p) for p in params]
-    states: Any = optimizer.state
+    """Return `first_moment` of each parameter; at once where all lie as Adams keep them, so that there is no doubt.
+
+    Raises:
+        ValueError: as `refuse_optimizer` and `first_moment` do.
+    """
     found: list[Tensor | None] = []
+    states: Any = {} if optimizer is None or isinstance(params, Shards) else optimizer.state
     for p in params:
         m = states.get(p, {}).get(MOMENTUM[0])
         plain = type(m) is Tensor and m.shape == p.shape and m.device == p.device and m.layout == torch.strided
-        found.append(m if plain and m.is_floating_point() else first_moment(optimizer, p))
-    return found
+        found.append(m if plain and m.is_floating_point() else None)
+    if all(m is not None for m in found):
+        return found
+    refuse_optimizer(optimizer, params)
+    return [first_moment(optimizer, p) for p in params]
 
 
 def first_moment(optimizer: Any, param: Tensor) -> Tensor | None:

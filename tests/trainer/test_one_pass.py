@@ -123,7 +123,7 @@ def test_a_trainer_with_code_between_the_passes_finds_the_weights_back(cls: type
 
 
 class Struck(SAMTrainer):
-    """Fails in the third micro-batch of step 2, in the pass; or right before it, where transformers itself is struck."""
+    """Fails in the third micro-batch of step 2, in the pass; or right before it, in transformers' code."""
 
     error: type[BaseException] = Stop
     between = False

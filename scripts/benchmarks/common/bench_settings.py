@@ -66,10 +66,8 @@ class Setting:
 
 
 def _sized(hidden: int, layers: int) -> dict[str, int]:
-    heads = max(1, hidden // 64)
-    return {
-        "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads, "intermediate_size": 4 * hidden
-    }  # fmt: skip
+    size = {"hidden_size": hidden, "num_hidden_layers": layers}
+    return {**size, "num_attention_heads": max(1, hidden // 64), "intermediate_size": 4 * hidden}
 
 
 SETTINGS: dict[str, Setting] = {

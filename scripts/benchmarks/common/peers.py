@@ -176,7 +176,7 @@ class TwoPassTrainer(Trainer):
 
 
 class ByHandTrainer(Trainer):
-    """pytorch-optimizer's SAM in the Trainer, as a user puts it there: no masks repeated, nothing measured or checked."""
+    """pytorch-optimizer's SAM in the Trainer, as a user puts it there: no masks repeated, nothing measured."""
 
     def __init__(self, model: nn.Module, args: TrainingArguments, **rest: Any) -> None:
         from pytorch_optimizer import SAM
