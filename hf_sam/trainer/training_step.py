@@ -85,7 +85,8 @@ class TrainingStep:
             run.check_optimizer(trainer, params)
         plan = planner.every_step or planner.plan(run.context(trainer))
         if planner.needs_loss_scale and getattr(trainer.accelerator, "scaler", None) is not None:
-            planner.variant.loss_scale = trainer.accelerator.scaler.get_scale()  # waits for the device
+            one = torch.ones((), device=trainer.args.device)
+            planner.variant.loss_scale = trainer.accelerator.scaler.scale(one)  # get_scale() would wait for the device
         run.window = window = Window(self.model, plan, params)
         return window
 
@@ -231,8 +232,7 @@ class TrainingStep:
 
     def is_measured(self) -> bool:
         """Return whether epsilon and the cosine are measured at this step."""
-        state, args = self.trainer.state, self.trainer.args
-        return bool(self.run.sampler.takes(state.global_step, args.logging_strategy, state.logging_steps))
+        return self.run.sampler.measures(self.trainer.state, self.trainer.args)
 
     def take_in(self, measurement: Measurement, rise: Tensor | None) -> None:
         """Take in what one perturbation measured."""

@@ -113,7 +113,7 @@ def dot(left: list[Tensor], right: list[Tensor], dtype: torch.dtype | None = Non
 
 
 def _square(a: Tensor) -> float:
-    """Return the inner product of a vector with itself on a CPU, row by row: reads it once, writes and loses nothing."""
+    """Return the inner product of a vector with itself on a CPU, row by row: reads it once and loses nothing."""
     whole = a.numel() // ROW * ROW
     rows = torch.linalg.vector_norm(a[:whole].view(-1, ROW), dim=1).double()
     return float(rows.square_().sum() + torch.linalg.vector_norm(a[whole:]).double().square())
