@@ -65,7 +65,8 @@ def average_moved(step: Any) -> None:
 def buckets(grads: list[Tensor]) -> Iterator[list[Tensor]]:
     """Yield gradients of one dtype, BUCKET elements together at most, or one that has more."""
     for dtype in dict.fromkeys(grad.dtype for grad in grads):
-        bucket, size = [], 0
+        bucket: list[Tensor] = []
+        size = 0
         for grad in (grad for grad in grads if grad.dtype == dtype):
             if bucket and size + grad.numel() > BUCKET:
                 yield bucket

@@ -232,7 +232,7 @@ class TrainingStep:
 
     def is_measured(self) -> bool:
         """Return whether epsilon and the cosine are measured at this step."""
-        return self.run.sampler.measures(self.trainer.state, self.trainer.args)
+        return bool(self.run.sampler.measures(self.trainer.state, self.trainer.args))
 
     def take_in(self, measurement: Measurement, rise: Tensor | None) -> None:
         """Take in what one perturbation measured."""

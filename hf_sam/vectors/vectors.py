@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from hf_sam.vectors.groups import alike
 from hf_sam.vectors.shards import Shards
 
 HALF_PRECISION = frozenset({torch.float16, torch.bfloat16})
@@ -211,21 +212,19 @@ def _groups(params: list[Tensor], w: list[Tensor]) -> list[list[int]]:
     number. On a CPU they are neighbours with at most PIECE elements together, or one; on an accelerator all that are
     alike, in PARTS.
     """
-    cpu = w[0].device.type == "cpu"
-    most = PIECE if cpu else -(-sum(part.numel() for part in w) // PARTS)
-    copies = params.copies if isinstance(params, Shards) else {}
+    copies = [params.copies[id(p)] for p in params] if isinstance(params, Shards) else [1] * len(w)
+    sizes = [part.numel() for part in w]
+    if w[0].device.type != "cpu":
+        return alike([(part.dtype, n) for part, n in zip(w, copies, strict=True)], sizes, -(-sum(sizes) // PARTS))
     groups: list[list[int]] = []
-    open_groups: dict[Any, tuple[list[int], int]] = {}
-    for i, part in enumerate(w):
-        kind, count = (part.dtype, copies.get(id(params[i]), 1)), part.numel()
-        group, size = open_groups.get(kind, ([], most))
-        if size + count > most and (cpu or size >= most):
-            group, size = [], 0
-            groups.append(group)
-        group.append(i)
-        if cpu:
-            open_groups.clear()  # only neighbours
-        open_groups[kind] = group, size + count
+    size, last = PIECE, 0
+    for i, count in enumerate(sizes):
+        size += count
+        if size > PIECE or w[i].dtype != w[last].dtype or copies[i] != copies[last]:
+            groups.append([])
+            size = count
+        groups[-1].append(i)
+        last = i
     return groups
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.step.perturbation import Perturbation
 from tests.compare import bits, same_bits
+from tests.faults.injector import EveryLine, Fault, Injector
 from tests.promises.runs import differences, fingerprint, trainer_for
 
 ACCUMULATION = 4
@@ -210,3 +212,31 @@ def test_a_loop_that_is_told_to_stop_in_the_middle_of_a_step_ends_with_the_weigh
     trainer.train()
     assert ends == [True, True]
     assert trainer.count == 2
+
+
+FILES = ("one_pass.py", "perturbation.py", "training_step.py", "trainer.py", "run_state.py", "micro_batches.py")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that lands in a generator's end
+def test_the_weights_are_back_wherever_an_interrupt_lands(tmp_path: Path) -> None:
+    def run(injector: Injector) -> tuple[Any, Known]:
+        known = Known()
+        trainer = make(tmp_path, gradient_accumulation_steps=2, max_steps=2, trainer_kwargs={"callbacks": [known]})
+        known.weights = bits(trainer.model.parameters())
+        with contextlib.suppress(KeyboardInterrupt), EveryLine(injector):
+            trainer.train()
+        return trainer, known
+
+    noting = Injector()
+    run(noting)
+    places = {o.place: o for o in noting.found if o.place.split()[0] in FILES}  # the last time that each line runs
+    places |= {f"{o.place} first": o for o in reversed(noting.found) if o.place.split()[0] in FILES}
+    lost = []
+    for at in places.values():
+        injector = Injector(Fault(at, "KeyboardInterrupt"))
+        trainer, known = run(injector)
+        if not same_bits(bits(trainer.model.parameters()), known.weights or []):
+            lost.append(at.place)
+    assert len(places) > 100
+    assert lost == []

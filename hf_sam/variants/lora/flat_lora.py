@@ -157,7 +157,8 @@ def _deviation(layer: Any) -> Tensor:
     for a, b, scaling in active_factors(layer):
         # For a filter: the convolution of A's filters with B's, which have size one.
         rows.addmm_(b.detach().flatten(1).to(rows.dtype), a.detach().flatten(1).to(rows.dtype), alpha=scaling)
-    return torch.linalg.vector_norm(rows, dim=1, keepdim=True) / math.sqrt(rows.shape[1])
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return lengths / math.sqrt(rows.shape[1])
 
 
 def _noise(layer: Any, deviation: Tensor, generator: torch.Generator) -> Tensor:

@@ -182,7 +182,7 @@ class ByHandTrainer(Trainer):
         from pytorch_optimizer import SAM
 
         class SecondStep(SAM):
-            def step(self, closure: Any = None) -> None:
+            def step(self, closure: Any = None) -> None:  # type: ignore[override]
                 self.second_step()
 
         self.sam = SecondStep(model.parameters(), AdamW, rho=RHO, lr=LEARNING_RATE, fused=True)
