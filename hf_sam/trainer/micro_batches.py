@@ -68,7 +68,7 @@ class Window:
     passes: int = 0
     spills: bool = False
 
-    def come_back(self) -> None:
+    def undo(self) -> None:
         """Put the weights back to w, where they are not."""
         if self.perturbation is not None:
             self.perturbation.__exit__(None, None, None)

@@ -42,7 +42,7 @@ def one_pass(step: Any, inputs: Mapping[str, Any], num_items: Tensor | int | Non
             if measurement is not None:
                 step.take_in(measurement, None)
     except BaseException:
-        window.come_back()
+        window.undo()
         raise
     return loss
 
@@ -59,7 +59,7 @@ def _rounding(step: Any) -> Any:
 
 
 def may_stay(step: Any) -> bool:
-    """Return whether the weights may stay perturbed until the next micro-batch, as nobody can look at them before it.
+    """Return whether the weights may stay perturbed until the next micro-batch, as no code can look at them before it.
 
     The next micro-batch has to follow at once (`len(batch_samples)` of them do, unless the loop is told to stop), in a
     loop that is transformers' own; and no callback may hear of the end of this one.

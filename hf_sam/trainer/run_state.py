@@ -73,13 +73,13 @@ class RunState:
     def forget_window(self) -> None:
         """Drop what belongs to one optimizer step, also where Ctrl-C has kept a `finally` from doing so."""
         if self.window is not None:
-            self.window.come_back()
+            self.window.undo()
         self.window, self.in_descent_pass, self.counts_examples = None, False, True
 
     def end(self) -> None:
         """Note that `train()` is over, however it ended."""
         if self.window is not None:
-            self.window.come_back()
+            self.window.undo()
         self.in_train = False
 
     def read_settings(self, trainer: Any) -> SAMConfig:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors does an accelerator work on at once?"""
+"""Groups of tensors that an accelerator works on at once."""
 
 from __future__ import annotations
 

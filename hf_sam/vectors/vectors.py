@@ -217,10 +217,10 @@ def _groups(params: list[Tensor], w: list[Tensor]) -> list[list[int]]:
     if w[0].device.type != "cpu":
         return alike([(part.dtype, n) for part, n in zip(w, copies, strict=True)], sizes, -(-sum(sizes) // PARTS))
     groups: list[list[int]] = []
-    size, last = PIECE, 0
+    size = last = 0
     for i, count in enumerate(sizes):
         size += count
-        if size > PIECE or w[i].dtype != w[last].dtype or copies[i] != copies[last]:
+        if not groups or size > PIECE or w[i].dtype != w[last].dtype or copies[i] != copies[last]:
             groups.append([])
             size = count
         groups[-1].append(i)

@@ -217,6 +217,7 @@ def test_a_loop_that_is_told_to_stop_in_the_middle_of_a_step_ends_with_the_weigh
 FILES = ("one_pass.py", "perturbation.py", "training_step.py", "trainer.py", "run_state.py", "micro_batches.py")
 
 
+@pytest.mark.everything
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # one that lands in a generator's end
 def test_the_weights_are_back_wherever_an_interrupt_lands(tmp_path: Path) -> None:
