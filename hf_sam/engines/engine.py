@@ -55,17 +55,6 @@ class Engine:
         """Return some of the parameters as `Shards`, where they are spread over processes."""
         return params
 
-    def get_sync_mode(self) -> Any:
-        """Return how gradients are reduced now; in one process, only whether this micro-batch is the last."""
-        return self.accelerator.gradient_state.sync_gradients if self.sync is None else self.sync.mode()
-
-    def set_sync_mode(self, mode: Any) -> None:
-        """Reduce gradients as when `mode` was got."""
-        if self.sync is None:
-            self.accelerator.gradient_state.sync_gradients = mode
-        else:
-            self.sync.set_mode(mode)
-
 
 class ReplicatedEngine(Engine):
     """DDP: every process holds all weights, so that it can climb on its own."""

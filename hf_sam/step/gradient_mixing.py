@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hf_sam._checks import check_number
 from hf_sam.variants.base import Variant
-from hf_sam.vectors.vectors import chunks, contiguous_as, global_norm, gradients, snapshot
+from hf_sam.vectors.flat import write_
+from hf_sam.vectors.vectors import as_vector, chunks, contiguous_as, global_norm, gradients, snapshot
 
 
 class GradientMixing(NamedTuple):
@@ -80,9 +81,9 @@ def mix_(perturbed: list[Tensor], clean: list[Tensor], weight: float) -> None:
     """
     weight = check_number("mix_", "weight", weight, least=0)
     for _, h, g in chunks(perturbed, contiguous_as(perturbed, clean)):
-        for h_i, g_i in zip(h, g, strict=True):
-            mixed = torch.lerp(h_i, g_i, 1 - weight)
-            h_i.copy_(torch.where(h_i == g_i, h_i, mixed))  # what did not move stays, to the sign of a zero
+        h_all, g_all = as_vector(h), as_vector(g)
+        mixed = torch.lerp(h_all, g_all, 1 - weight)
+        write_(h, torch.where(h_all == g_all, h_all, mixed))  # what did not move stays, to the sign of a zero
 
 
 @torch.no_grad()

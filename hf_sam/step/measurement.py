@@ -57,7 +57,8 @@ class NormObserver:
     def applies(self, ascent: Ascent) -> None:
         """Take the norm that was asked for, where the weights are too coarse to take all of epsilon."""
         if loses_bits(self._params):
-            self._asked_norm = (global_norm(ascent.direction, self._params) * ascent.scale).abs()
+            asked = (global_norm(ascent.direction, self._params) * ascent.scale).abs()
+            self._asked_norm = asked if self._asked_norm is None else torch.hypot(self._asked_norm, asked)
 
     def undoes(self, number: int, owners: list[Tensor], w: list[Tensor], copies: list[Tensor]) -> None:
         """Take a chunk's part of the products; the weights in `w` become epsilon."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import TracebackType
 
 from torch import Tensor
 
@@ -26,8 +27,8 @@ def one_pass_step(
 ) -> Measurement | None:
     """Run `evaluate` at w + epsilon and leave the weights at w, to the last bit, also when it raises.
 
-    Called once per micro-batch, each of which finds the same epsilon. Sharded weights that are still gathered from an
-    evaluation have to be sharded again before (`FSDPModule.reshard`), or the pass would not see them move.
+    Sharded weights that are still gathered from an evaluation have to be sharded again before
+    (`FSDPModule.reshard`), or the pass would not see them move.
 
     Args:
         evaluate: forward and backward at the weights as they then are; finds and leaves `.grad` as a plain pass does.
@@ -44,19 +45,55 @@ def one_pass_step(
     Raises:
         ValueError: what the variant raises, before anything has moved.
     """
-    asked: list[Length] = []
-    way = variant.direction_before_pass(params, _noted(rho, asked), context)
-    if way is None:
+    with KnownPerturbation(rounding, measured=measured) as perturbation:
+        perturbation.apply(params, variant, rho, context)  # w + epsilon
         evaluate()
-        return None
-    moved, ascent = way
-    observer = NormObserver(moved) if measured else None
-    with Perturbation(moved, rounding, observer) as perturbation:
-        usable = perturbation.apply(ascent)  # w + epsilon
-        del ascent, way  # from here on the copy of w is all that is extra
-        evaluate()
-        perturbation.undo()  # w
-    return Measurement(usable, asked[0]) if observer is None else observer.result(usable, asked[0])
+        return perturbation.undo()  # w
+
+
+class KnownPerturbation:
+    """A perturbation that is known before a pass and may last for several; a context that ends with the weights at w.
+
+    Args:
+        rounding: how weights of 16 bits are rounded; to nearest by default.
+        measured: whether epsilon is measured on the way back.
+    """
+
+    def __init__(self, rounding: StochasticRounding | None = None, *, measured: bool = True) -> None:
+        self._rounding, self._measured = rounding, measured
+        self._parts: list[Perturbation] = []  # each noted before it moves
+        self._observer: NormObserver | None = None
+        self._usable: Tensor | None = None
+        self._asked: list[Length] = []
+
+    def apply(self, params: list[Tensor], variant: OnePass, rho: Length | LengthOf, context: StepContext) -> None:
+        """Move to w + epsilon, or nowhere where the variant does not know its way yet."""
+        count = 0
+        for moved, ascent in variant.ways_before_pass(params, _noted(rho, self._asked), context):
+            if self._measured and self._observer is None:
+                self._observer = NormObserver(moved)
+            self._parts.append(Perturbation(moved, self._rounding, self._observer, first=count))
+            self._usable = self._parts[-1].apply(ascent)  # after this a copy of w is all that is extra
+            count += len(moved)
+
+    def undo(self) -> Measurement | None:
+        """Move back to w, to the last bit; return what was measured, None where nothing had moved."""
+        for part in reversed(self._parts):
+            part.undo()
+        if self._usable is None:
+            return None
+        if self._observer is None:
+            return Measurement(self._usable, self._asked[0])
+        return self._observer.result(self._usable, self._asked[0])
+
+    def __enter__(self) -> KnownPerturbation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for part in reversed(self._parts):
+            part.__exit__(kind, error, trace)
 
 
 def _noted(rho: Length | LengthOf, asked: list[Length]) -> Length | LengthOf:

@@ -9,11 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hf_sam.vectors.flat import split_as
 from hf_sam.vectors.stochastic_rounding import StochasticRounding
-from hf_sam.vectors.vectors import HALF_PRECISION, Ascent, chunks, contiguous_as
-
-AT_ONCE = 32
-"""Tensors of a lent direction that an accelerator scales at once: few launches, and a small part of a large model."""
+from hf_sam.vectors.vectors import HALF_PRECISION, Ascent, as_vector, chunks, contiguous_as, snapshot
 
 
 class Observer(Protocol):
@@ -47,13 +45,19 @@ class Perturbation:
         params: the parameters to move; nothing has moved yet.
         rounding: how weights of 16 bits are rounded; to nearest by default.
         observer: who measures.
+        first: number of the first parameter, where these are a part of those that move: the rounding's chance differs.
     """
 
     def __init__(
-        self, params: list[Tensor], rounding: StochasticRounding | None = None, observer: Observer | None = None
+        self,
+        params: list[Tensor],
+        rounding: StochasticRounding | None = None,
+        observer: Observer | None = None,
+        *,
+        first: int = 0,
     ) -> None:
         self._params, self._rounding, self._observer = params, rounding, observer
-        self._numbers = {id(p): number for number, p in enumerate(params)} if rounding is not None else {}
+        self._numbers = {id(p): number for number, p in enumerate(params, start=first)} if rounding is not None else {}
         self._away: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
 
     @torch.no_grad()
@@ -70,7 +74,7 @@ class Perturbation:
             self._observer.applies(ascent)
         for owners, w, direction in chunks(self._params, contiguous_as(self._params, ascent.direction)):
             # A copy of its own: the gradient's memory may belong to others (a flat buffer, a bucket of DDP).
-            self._away.append((owners, w, [part.clone() for part in w]))
+            self._away.append((owners, w, snapshot(w)))
             if self._rounding is None:
                 _add_epsilon_(w, direction, ascent)
             else:
@@ -121,17 +125,6 @@ def _add_epsilon_(w: list[Tensor], direction: list[Tensor], ascent: Ascent) -> N
         if ascent.usable:
             torch._foreach_add_(w, direction, alpha=ascent.scale.item())
         return
-    if not ascent.lent:
-        torch._foreach_mul_(direction, ascent.scale)
-        _add_finite_(w, direction)
-        return
-    for start in range(0, len(w), AT_ONCE):
-        some = slice(start, start + AT_ONCE)
-        _add_finite_(w[some], list(torch._foreach_mul(direction[some], ascent.scale)))
-
-
-def _add_finite_(w: list[Tensor], epsilon: list[Tensor]) -> None:
-    """Add `epsilon`, which is overwritten."""
-    for e in epsilon:
-        e.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # inf * 0 is nan
-    torch._foreach_add_(w, epsilon)
+    # inf * 0 is nan, where the gradient cannot be climbed along.
+    epsilon = torch.mul(as_vector(direction), ascent.scale).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    torch._foreach_add_(w, split_as(w, epsilon))

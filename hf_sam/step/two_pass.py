@@ -14,7 +14,7 @@ from hf_sam.step.perturbation import Perturbation
 from hf_sam.variants import Length, LengthOf, Variant
 from hf_sam.vectors.shards import Shards
 from hf_sam.vectors.stochastic_rounding import StochasticRounding
-from hf_sam.vectors.vectors import gradients, same_kind
+from hf_sam.vectors.vectors import gradients, restore_, same_kind
 
 Gradients = Sequence[Tensor | None]
 
@@ -120,10 +120,14 @@ class _AddedGradient:
 
     def write(self, grads: list[Tensor]) -> None:
         """Write what takes the place of h, on top of the earlier gradients."""
-        for p, earlier, grad in zip(self._params, self._earlier, grads, strict=True):
+        for p in self._params:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-            self._local([p.grad])[0].copy_(grad if earlier is None else earlier.add_(grad))
+        places = self._local([p.grad for p in self._params if p.grad is not None])
+        pairs = zip(self._earlier, grads, strict=True)
+        written = [grad if earlier is None else earlier.add_(grad) for earlier, grad in pairs]
+        others = [i for i, (place, grad) in enumerate(zip(places, written, strict=True)) if grad is not place]
+        restore_([places[i] for i in others], [written[i] for i in others])
 
     def _local(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the parts of these tensors on this process."""

@@ -20,10 +20,13 @@ from hf_sam.trainer.batch_subset import BatchSubset, batch_subset, one_micro_bat
 from hf_sam.trainer.micro_batches import MicroBatch, counted_once
 from hf_sam.trainer.partial_pass import partial_pass
 from hf_sam.trainer.step_planner import mean_over_processes
+from hf_sam.vectors.flat import write_
 from hf_sam.vectors.vectors import global_norm, gradients
 
 logger = logging.getLogger(__name__)
 
+BUCKET = 2**23
+"""Elements that are averaged over processes at once: copies of them are in memory meanwhile."""
 NOTHING_SAVED = (
     "`ascent_fraction=%g` saves nothing: a step on this process has one example, which cannot be cut. Use a larger "
     "per_device_train_batch_size or gradient accumulation."
@@ -48,17 +51,30 @@ def ascent_pass(step: Any, micro_batch: MicroBatch, is_first: bool) -> Tensor:
 
 
 def average_moved(step: Any) -> None:
-    """Average over replicas what `ascent_pass` has kept their engine from averaging, in one reduction."""
+    """Average over replicas what `ascent_pass` has kept their engine from averaging, a bucket at a time, in place."""
     if step.run.config.sam_scope != "batch":
         return
     some = step.run.moved_parameters(step.trainer, step.window.params)
     # A replica whose data missed a parameter takes part with zeros.
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in some]
+    for bucket in buckets(grads):
+        write_(bucket, mean_over_processes(torch.cat([grad.reshape(-1) for grad in bucket])))
+    for p, grad in zip(some, grads, strict=True):
+        p.grad = grad
+
+
+def buckets(grads: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield gradients of one dtype, BUCKET elements together at most, or one that has more."""
     for dtype in dict.fromkeys(grad.dtype for grad in grads):
-        alike = [i for i, grad in enumerate(grads) if grad.dtype == dtype]
-        flat = mean_over_processes(torch.cat([grads[i].reshape(-1) for i in alike]))
-        for i, mean in zip(alike, torch.split(flat, [grads[i].numel() for i in alike]), strict=True):
-            some[i].grad = mean.view_as(grads[i])
+        bucket: list[Tensor] = []
+        size = 0
+        for grad in (grad for grad in grads if grad.dtype == dtype):
+            if bucket and size + grad.numel() > BUCKET:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(grad)
+            size += grad.numel()
+        yield bucket
 
 
 def ascend_on_a_subset(step: Any) -> None:
@@ -93,12 +109,12 @@ def ascend_on_a_subset(step: Any) -> None:
 @contextmanager
 def _reducing_as(step: Any, mode: Any) -> Iterator[None]:
     """Reduce gradients inside as when `mode` was noted."""
-    before = step.run.engine.get_sync_mode()
-    step.run.engine.set_sync_mode(mode)
+    before = step.get_sync_mode()
+    step.set_sync_mode(mode)
     try:
         yield
     finally:
-        step.run.engine.set_sync_mode(before)
+        step.set_sync_mode(before)
 
 
 def _subset(step: Any) -> BatchSubset:

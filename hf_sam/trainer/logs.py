@@ -42,15 +42,21 @@ class Sampler:
     def __init__(self) -> None:
         self._part, self._step = -1, -1
 
+    def measures(self, state: Any, args: Any) -> bool:
+        """Return whether the coming step of a Trainer with this state and these arguments is one."""
+        epochs, steps = state.num_train_epochs, state.max_steps
+        by_epoch = args.logging_strategy == "epoch" and 0 < epochs <= steps  # else the length of one is not known
+        return self.takes(state.global_step, args.logging_strategy, steps / epochs if by_epoch else state.logging_steps)
+
     def takes(self, step: int, strategy: str, logging_steps: float) -> bool:
         """Return whether this one is.
 
         Args:
             step: number of the optimizer step, from 0.
             strategy: of the logs: "steps", "epoch" or "no".
-            logging_steps: optimizer steps from one log to the next, where `strategy` is "steps".
+            logging_steps: optimizer steps from one log to the next, where there are logs.
         """
-        every = {"epoch": 1, "no": UNLOGGED}.get(strategy) or max(1, int(logging_steps) // SAMPLES)
+        every = UNLOGGED if strategy == "no" else max(1, int(logging_steps) // SAMPLES)
         if step // every != self._part:
             self._part, self._step = step // every, step
         return step == self._step

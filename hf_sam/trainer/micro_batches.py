@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_sam.engines.gradient_sync import Mode
+from hf_sam.step.one_pass import KnownPerturbation
 from hf_sam.step.replay import InputsAtStart, RandomState, StateAtStart
 from hf_sam.step.two_pass import Gradients
 from hf_sam.trainer.step_planner import StepPlan
@@ -54,6 +55,9 @@ class Window:
         ends: whether the micro-batch at hand is the last one. The engine's own flag changes inside of a pass.
         earlier: gradients that the user left in `.grad` before the step; None if there were none.
         left: the gradients as the last micro-batch has left them, where the next one has to find them so.
+        perturbation: what the weights are moved by now, where that was known before the first pass (`one_pass`).
+        passes: of such a step, so far.
+        spills: whether its micro-batches belong to two epochs.
     """
 
     model: nn.Module
@@ -67,6 +71,15 @@ class Window:
     ends: bool = False
     earlier: Gradients | None = None
     left: list[tuple[int, int] | None] | None = None
+    perturbation: KnownPerturbation | None = None
+    passes: int = 0
+    spills: bool = False
+
+    def undo(self) -> None:
+        """Put the weights back to w, where they are not."""
+        if self.perturbation is not None:
+            self.perturbation.__exit__(None, None, None)
+            self.perturbation = None
 
 
 CHECKS = 2

@@ -80,7 +80,7 @@ def _without_gradients(params: list[Tensor], moved: list[Tensor]) -> Iterator[No
 
 def _first_pass(step: Any, micro_batch: MicroBatch, moved: list[Tensor]) -> Tensor:
     """Run a pass with the others frozen, then one with all gradients; keep the first one if they agree."""
-    params, mode, reason, decided = step.window.params, step.run.engine.get_sync_mode(), None, True
+    params, mode, reason, decided = step.window.params, step.get_sync_mode(), None, True
     found: Outcome | None = None
     with _without_gradients(params, []):
         try:

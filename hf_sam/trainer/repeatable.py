@@ -55,7 +55,7 @@ def checked_pass(step: Any, micro_batch: MicroBatch) -> Tensor:
     if run.config.sam_check_repeatable == "off" or not _can_be_checked(step):
         loss: Tensor = step.pass_over(micro_batch)
         return loss
-    mode = step.run.engine.get_sync_mode()
+    mode = step.get_sync_mode()
     glances = [(p, glance(p)) for p in params if not is_dtensor(p) and is_readable(p)]
     loss = step.pass_over(micro_batch)
     written = [(p, p.detach().clone()) for p, before in glances if not same_glance(glance(p), before)]
@@ -111,12 +111,12 @@ def run_again(step: Any, micro_batch: MicroBatch, mode: Any, *, stays: bool = Fa
             micro_batch.found.again() if micro_batch.found is not None else nullcontext(),
         ):
             micro_batch.random_state.restore()
-            step.run.engine.set_sync_mode(mode)
+            step.set_sync_mode(mode)
             loss: Tensor = step.pass_over(micro_batch)
     finally:
         if not stays:
             random_state.restore()
-        step.run.engine.set_sync_mode(mode)
+        step.set_sync_mode(mode)
         run.in_descent_pass, run.counts_examples = before
     return loss
 

@@ -61,6 +61,8 @@ class RunState:
         entered: whether a micro-batch has, since the optimizer last stepped.
         checked_step: the number of the last step that was seen to be SAM's; None before the first.
         learning_rates: of the run, as far as they are known at its beginning.
+        in_train: whether `train()` runs: what runs between micro-batches is then known, or can be.
+        known_loop: whether all of that is transformers' or ours; None while it was not asked.
     """
 
     def __init__(self, told: Iterable[str] = ()) -> None:
@@ -87,6 +89,8 @@ class RunState:
         self.optimizer_checks = 0
         self.changed: ChangedState | None = None  # what passes change beside gradients
         self.checks_left = CHECKS  # of whether passes can be repeated
+        self.in_train = False
+        self.known_loop: bool | None = None
 
     def begin_attempt(self) -> None:
         """Start afresh where the Trainer begins again (auto_find_batch_size): what the last attempt knew is void.
@@ -95,12 +99,20 @@ class RunState:
         to go on with.
         """
         if self.begun:
-            vars(self).update(vars(RunState(self.told)))
+            vars(self).update(vars(RunState(self.told)), in_train=self.in_train)
         self.begun = True
 
     def forget_window(self) -> None:
         """Drop what belongs to one optimizer step, also where Ctrl-C has kept a `finally` from doing so."""
+        if self.window is not None:
+            self.window.undo()
         self.window, self.in_descent_pass, self.counts_examples = None, False, True
+
+    def end(self) -> None:
+        """Note that `train()` is over, however it ended."""
+        if self.window is not None:
+            self.window.undo()
+        self.in_train = False
 
     def read_settings(self, trainer: Any) -> SAMConfig:
         """Take the settings out of the trainer's arguments, checked; a callback or a search may have changed them.

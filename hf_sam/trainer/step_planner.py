@@ -92,6 +92,12 @@ class StepPlanner:
         if alike and type(self.radius) is Constant and (self.radius.rho > 0 or self._asked_zero):
             self.every_step = StepPlan("two", self.radius.rho, StepContext())
 
+    def read_loss_scale(self, trainer: Any) -> None:
+        """Tell the variant by what losses are multiplied in this step, where a gradient scaler does so."""
+        scaler = getattr(trainer.accelerator, "scaler", None)
+        if scaler is not None:  # its get_scale() would wait for the device
+            self.variant.loss_scale = scaler.scale(torch.ones((), device=trainer.args.device))
+
     def plan(self, context: StepContext) -> StepPlan:
         """Decide what the step at `context` does."""
         if not self.gate.in_time(context):

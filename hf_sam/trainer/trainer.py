@@ -112,12 +112,20 @@ class SAMTrainerMixin(SomeTrainer):
         """Train as the Trainer does, from a fresh SAM state or the one in the checkpoint that is resumed."""
         config_of(self.args)  # settings that are out of range by now end the run before it has cost anything
         self._sam = RunState()
-        return super().train(*args, **kwargs)
+        self._sam.in_train = True
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._sam.end()
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Train once; auto_find_batch_size calls this again with a smaller batch."""
         self._sam.begin_attempt()
-        return super()._inner_training_loop(*args, **kwargs)
+        try:
+            return super()._inner_training_loop(*args, **kwargs)
+        except BaseException:  # also one between two micro-batches
+            self._sam.forget_window()
+            raise
 
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None

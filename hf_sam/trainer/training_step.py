@@ -91,8 +91,8 @@ class TrainingStep:
         if run.optimizer_checks < 2:
             run.check_optimizer(trainer, params)
         plan = planner.every_step or planner.plan(run.context(trainer))
-        if planner.needs_loss_scale and getattr(trainer.accelerator, "scaler", None) is not None:
-            planner.variant.loss_scale = trainer.accelerator.scaler.get_scale()  # waits for the device
+        if planner.needs_loss_scale:
+            planner.read_loss_scale(trainer)
         run.window = window = Window(self.model, plan, params)
         if plan.passes == "two" and run.config.sam_scope != "micro_batch":
             window.earlier = take_gradients(params)
@@ -158,7 +158,7 @@ class TrainingStep:
             onto=earlier,
             rounding=run.rounding(self.trainer) if run.config.sam_rounding != "nearest" else None,
             mixing=run.mixing,
-            measured=self.is_measured(),
+            measured=run.sampler.measures(self.trainer.state, self.trainer.args),
         )
         if not comparable:  # what the pass has added to earlier gradients was averaged together with them
             measurement = measurement._replace(grad_cosine=None)
@@ -175,9 +175,7 @@ class TrainingStep:
             window.state = run.changed.now(trainer.replayed_state())
         count, found = trainer.current_gradient_accumulation_steps, InputsAtStart(inputs, run.changed)
         random_state = RandomState(run.engine.devices, run.changed.generators)
-        window.micro_batches.append(
-            MicroBatch(inputs, num_items, count, random_state, run.engine.get_sync_mode(), found)
-        )
+        window.micro_batches.append(MicroBatch(inputs, num_items, count, random_state, self.get_sync_mode(), found))
         return window.micro_batches[-1]
 
     def first_pass(self, micro_batch: MicroBatch, is_first: bool) -> Tensor:
@@ -193,22 +191,18 @@ class TrainingStep:
         return self.plain_step(self.model, inputs, micro_batch.num_items_in_batch)
 
     def replay(self, part: bool, count: float) -> Tensor:
-        """Run the micro-batches again as they were run the first time, and leave no other trace than gradients.
+        """Run the micro-batches again as they were run first, to leave gradients; return the rise of their loss (0-dim).
 
-        Random streams and whatever passes change start and end as in the first pass, also when a pass raises; gradients
-        are reduced over processes where the Trainer would have reduced them.
+        What passes change starts and ends as in the first pass, whatever is raised; gradients are reduced likewise.
 
         Args:
             part: whether the first pass saw only a part of the examples. The micro-batches are then run for the first
                 time: everything goes on from one to the next and ends where this leaves it, as the Trainer's.
             count: micro-batches of the step.
-
-        Returns:
-            The rise of the loss, summed over the micro-batches (0-dim, detached).
         """
         run, trainer, rises = self.run, self.trainer, []
         window: Any = self.window
-        random_state, sync_mode = RandomState(run.engine.devices, run.changed.generators), run.engine.get_sync_mode()
+        random_state, sync_mode = RandomState(run.engine.devices, run.changed.generators), self.get_sync_mode()
         counters = [] if part else [name for name in trainer.counters if hasattr(trainer, name)]
         run.in_descent_pass, run.counts_examples = True, part
         try:
@@ -216,28 +210,35 @@ class TrainingStep:
                 for number, micro_batch in enumerate(window.micro_batches):
                     if not (part and number):
                         micro_batch.random_state.restore()
-                    run.engine.set_sync_mode(micro_batch.sync_mode)
+                    self.set_sync_mode(micro_batch.sync_mode)
                     with micro_batch.found.again():
                         rises.append(self.pass_over(micro_batch).detach() - micro_batch.clean_loss)
         finally:
             if not part:
                 random_state.restore()
-            run.engine.set_sync_mode(sync_mode)
+            self.set_sync_mode(sync_mode)
             run.in_descent_pass, run.counts_examples = False, True
             trainer.current_gradient_accumulation_steps = count
         return torch.stack(rises).sum()
 
-    def is_measured(self) -> bool:
-        """Return whether epsilon and the cosine are measured at this step."""
-        state, args = self.trainer.state, self.trainer.args
-        return bool(self.run.sampler.takes(state.global_step, args.logging_strategy, state.logging_steps))
+    def get_sync_mode(self) -> Any:
+        """Return how gradients are reduced now; in one process, only whether this micro-batch is the last."""
+        sync = self.run.engine.sync
+        return self.trainer.accelerator.gradient_state.sync_gradients if sync is None else sync.mode()
+
+    def set_sync_mode(self, mode: Any) -> None:
+        """Reduce gradients as when `mode` was got."""
+        if self.run.engine.sync is None:
+            self.trainer.accelerator.gradient_state.sync_gradients = mode
+        else:
+            self.run.engine.sync.set_mode(mode)
 
     def take_in(self, measurement: Measurement, rise: Tensor | None) -> None:
         """Take in what one perturbation measured."""
-        self.window.descents += 1
-        self.run.averages.add(measurement, rise, ends_window=self.window.ends)
-        if measurement.asked_norm is not None and "rounding" not in self.run.told:
-            tell_realised_norm(measurement, self.run.config.sam_rounding, self.run.told)
+        run, self.window.descents = self.run, self.window.descents + 1
+        run.averages.add(measurement, rise, ends_window=self.window.ends)
+        if measurement.asked_norm is not None:
+            tell_realised_norm(measurement, run.config.sam_rounding, run.told)
 
     def _close_window(self) -> None:
         """Do what is done once per optimizer step, after its last pass."""

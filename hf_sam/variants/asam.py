@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hf_sam._checks import check_number
 from hf_sam.variants.base import Length, Variant
-from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, sum_of
+from hf_sam.vectors.flat import write_
+from hf_sam.vectors.vectors import Ascent, along, as_vector, chunks, contiguous_as, dot, sum_of
 
 ETA = 0.01
 """Added to |w|, so that weights of zero can move."""
@@ -71,20 +72,31 @@ class ASAM(Variant):
         """Return rho * T^2 g / ||T g||."""
         grads, squares = contiguous_as(params, grads), []
         for owners, w, g in chunks(params, grads):
-            scaled = [(w_i, g_i) for p, w_i, g_i in zip(owners, w, g, strict=True) if self.scales(p)]
-            for w_i, g_i in scaled:
-                g_i.mul_(scale_of(w_i, self.eta))
+            scaled = [i for i, p in enumerate(owners) if self.scales(p)]
+            g_scaled, t = [g[i] for i in scaled], self._t([w[i] for i in scaled])
+            if t:
+                torch._foreach_mul_(g_scaled, t)
             squares.append(dot(g, g))
-            for w_i, g_i in scaled:
-                g_i.mul_(scale_of(w_i, self.eta))
+            if t:
+                torch._foreach_mul_(g_scaled, t)
         return along(grads, rho, sum_of(squares, params).sqrt())
 
     @torch.no_grad()
     def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
         """Divide epsilon by T^2. Where T is zero (eta = 0, w = 0) nothing can move, and zero stays."""
-        for p, w_i, e in zip(params, w, epsilon, strict=True):
-            if self.scales(p):
-                e.div_(scale_of(w_i, self.eta).pow_(2))
-                if self.eta == 0:
-                    e.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        scaled = [i for i, p in enumerate(params) if self.scales(p)]
+        e, t = [epsilon[i] for i in scaled], self._t([w[i] for i in scaled])
+        if t:
+            torch._foreach_mul_(t, t)
+            torch._foreach_div_(e, t)
+        if t and self.eta == 0:
+            write_(e, as_vector(e).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
         return True
+
+    def _t(self, w: list[Tensor]) -> list[Tensor]:
+        """Return `scale_of` these weights, in few launches."""
+        if not w:
+            return []
+        t = list(torch._foreach_abs(w))
+        torch._foreach_add_(t, self.eta)
+        return t

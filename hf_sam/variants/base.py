@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
@@ -173,6 +173,18 @@ class OnePass(Variant):
             The tensors to move (a sublist of `params`, of their kind, see `same_kind`; or others, such as frozen
             weights), and the ascent, whose direction may be overwritten unless it is `lent`.
         """
+
+    def ways_before_pass(
+        self, params: list[Tensor], rho: Length | LengthOf, context: StepContext
+    ) -> Iterator[tuple[list[Tensor], Ascent]]:
+        """Yield what `direction_before_pass` returns, in parts of which each moves before the next one is asked for.
+
+        A variant whose direction is as large as the weights overrides it to hold a part of it at a time. The parts are
+        usable or not together.
+        """
+        way = self.direction_before_pass(params, rho, context)
+        if way is not None:
+            yield way
 
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: Length) -> Ascent:
         """Raise, as a step of one pass has no clean gradient."""

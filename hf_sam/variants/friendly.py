@@ -12,7 +12,8 @@ from torch import Tensor
 from hf_sam._checks import check_number
 from hf_sam.variants.base import Length, Variant
 from hf_sam.variants.per_parameter_state import PerParameterState
-from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, global_norm, sum_of
+from hf_sam.vectors.flat import write_
+from hf_sam.vectors.vectors import Ascent, along, as_vector, chunks, contiguous_as, dot, global_norm, is_finite, sum_of
 
 ROUNDING = 8
 """Units in the last place of ||g||: a d that is not longer is rounding, not a direction."""
@@ -67,17 +68,22 @@ class FriendlySAM(Variant):
         """Let g enter m; return rho * d / ||d||."""
         grads, squares = contiguous_as(params, grads), []
         length = global_norm(grads, params)
-        unscaled = length / self.loss_scale
-        usable = torch.isfinite(unscaled) & (unscaled > 0)
+        scaled = isinstance(self.loss_scale, Tensor) or self.loss_scale != 1
+        length_of_g = length / self.loss_scale if scaled else length
+        usable = is_finite(length_of_g) & (length_of_g > 0)
         for _, _, g, m in chunks(params, grads, self._mean.of(params)):
-            for g_i, m_i in zip(g, m, strict=True):
-                moved = torch.lerp(m_i, g_i.to(m_i.dtype) / self.loss_scale, 1 - self.lmbda)
-                m_i.copy_(torch.where(usable, moved, m_i))
-                g_i.sub_(torch.mul(m_i, self.sigma).mul_(self.loss_scale))
-            squares.append(dot(g, g))
+            g_all, m_all = as_vector(g), as_vector(m)
+            unscaled = g_all.to(m_all.dtype)
+            moved = torch.lerp(m_all, unscaled / self.loss_scale if scaled else unscaled, 1 - self.lmbda)
+            moved = torch.where(usable, moved, m_all)
+            write_(m, moved)
+            sigma_m = moved.mul_(self.sigma)
+            d = [g_all.sub_(sigma_m.mul_(self.loss_scale) if scaled else sigma_m)]
+            write_(g, d[0])
+            squares.append(dot(d, d))
         distance = sum_of(squares, params).sqrt()
-        is_noise = distance <= ROUNDING * torch.finfo(length.dtype).eps * length
-        return along(grads, rho, torch.where(usable & ~is_noise, distance, torch.nan))
+        is_way = distance > ROUNDING * torch.finfo(length.dtype).eps * length  # and no rounding
+        return along(grads, rho, torch.where(usable & is_way, distance, torch.nan))
 
     def state_dict(self) -> dict[str, Any]:
         """Return m."""

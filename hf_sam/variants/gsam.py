@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hf_sam._checks import check_number
 from hf_sam.variants.base import Length, Variant
-from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, global_norm, sums
+from hf_sam.vectors.flat import write_
+from hf_sam.vectors.vectors import Ascent, along, as_vector, chunks, contiguous_as, dot, global_norm, is_finite, sums
 
 
 class GSAM(Variant):
@@ -57,12 +58,13 @@ class GSAM(Variant):
         params, self._params = self._params or clean, None
         g, h = contiguous_as(params, clean), contiguous_as(params, perturbed)
         # <h, h> is computed as <g, h> is, so that where h = g their ratio is 1.
-        products = [(dot(a, b), dot(b, list(b))) for _, _, a, b in chunks(params, g, h)]
+        pairs = (([as_vector(a)], [as_vector(b)]) for _, _, a, b in chunks(params, g, h))
+        products = [(dot(a, b), dot(b, list(b))) for a, b in pairs]
         gh, hh = sums([list(column) for column in zip(*products, strict=True)], params)
         along_h = gh / hh
-        usable = torch.isfinite(along_h)
+        usable = is_finite(along_h)
         for _, _, g_piece, h_piece in chunks(params, g, h):
-            for g_i, h_i in zip(g_piece, h_piece, strict=True):
-                g_perp = torch.addcmul(g_i.to(along_h.dtype), h_i.to(along_h.dtype), along_h, value=-1)
-                h_i.sub_(torch.where(usable, g_perp.mul_(self.alpha), 0.0))
+            h_all = as_vector(h_piece)
+            g_perp = torch.addcmul(as_vector(g_piece).to(along_h.dtype), h_all.to(along_h.dtype), along_h, value=-1)
+            write_(h_piece, h_all.sub_(torch.where(usable, g_perp.mul_(self.alpha), 0.0)))
         return h

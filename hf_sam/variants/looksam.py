@@ -12,7 +12,19 @@ from torch import Tensor
 from hf_sam._checks import check_count, check_number
 from hf_sam.variants.base import Length, Variant
 from hf_sam.variants.per_parameter_state import PerParameterState
-from hf_sam.vectors.vectors import Ascent, along, chunks, contiguous_as, dot, global_norm, sums
+from hf_sam.vectors.flat import write_
+from hf_sam.vectors.vectors import (
+    Ascent,
+    along,
+    as_vector,
+    chunks,
+    contiguous_as,
+    dot,
+    global_norm,
+    is_finite,
+    restore_,
+    sums,
+)
 
 ROUNDING = 8
 """Units in the last place of ||h||: a g_v that is not longer is rounding, not a direction."""
@@ -79,14 +91,16 @@ class LookSAM(Variant):
             raise RuntimeError("`LookSAM.combine` belongs to the `ascend` before it, of which there was none.")
         (params, usable, moved), self._climb = self._climb, None
         g, h, g_v = contiguous_as(params, clean), contiguous_as(params, perturbed), self._orthogonal.of(params)
-        products = [(dot(a, b), dot(a, a), dot(b, b)) for _, _, a, b in chunks(params, g, h)]
+        # <g, g> is computed as <g, h> is, so that where h = g their ratio is 1.
+        pairs = (([as_vector(a)], [as_vector(b)]) for _, _, a, b in chunks(params, g, h))
+        products = [(dot(a, b), dot(a, list(a)), dot(b, list(b))) for a, b in pairs]
         gh, gg, hh = sums([list(column) for column in zip(*products, strict=True)], params)
         along_g = gh / gg
-        usable = usable & torch.isfinite(along_g)
+        usable = usable & is_finite(along_g)
         for _, _, *piece in chunks(params, g, h, g_v):
-            for g_i, h_i, v_i in zip(*piece, strict=True):
-                new = torch.addcmul(h_i.to(v_i.dtype), g_i.to(v_i.dtype), along_g, value=-1)
-                v_i.copy_(torch.where(usable, torch.where(moved, new, 0.0), v_i))
+            g_all, h_all, v_all = map(as_vector, piece)
+            new = torch.addcmul(h_all.to(v_all.dtype), g_all.to(v_all.dtype), along_g, value=-1)
+            write_(piece[-1], torch.where(usable, torch.where(moved, new, 0.0), v_all))
         is_noise = usable & (global_norm(g_v, params) <= ROUNDING * torch.finfo(hh.dtype).eps * hh.sqrt())
         torch._foreach_mul_(g_v, torch.where(is_noise, 0.0, 1.0))
         return perturbed
@@ -96,9 +110,12 @@ class LookSAM(Variant):
         """Add alpha * ||g|| / ||g_v|| * g_v to g; leave g as it is while there is no g_v, or if g is not finite."""
         g_v = self._orthogonal.of(params)
         factor = self.alpha * global_norm(grads, params) / global_norm(g_v, params)
-        taken_off = torch.where(torch.isfinite(factor), -factor, 0.0)
-        for g_i, v_i in zip(grads, g_v, strict=True):
-            g_i.addcmul_(v_i, taken_off, value=-1)  # no minus zero becomes zero where g_v is
+        taken_off = torch.where(is_finite(factor), -factor, 0.0)
+        laid_out = contiguous_as(params, grads)
+        for _, _, g, v in chunks(params, laid_out, g_v):
+            write_(g, as_vector(g).addcmul_(as_vector(v), taken_off, value=-1))  # no -0.0 becomes 0.0 where g_v is
+        copied = [(grad, copy) for grad, copy in zip(grads, laid_out, strict=True) if copy is not grad]
+        restore_([grad for grad, _ in copied], [copy for _, copy in copied])
 
     def state_dict(self) -> dict[str, Any]:
         """Return g_v."""

@@ -12,7 +12,7 @@ from hf_sam._checks import check_number
 from hf_sam.step_context import StepContext
 from hf_sam.variants.asam import ASAM, ETA
 from hf_sam.variants.base import Length, LengthOf, OnePass
-from hf_sam.vectors.shards import local_shard
+from hf_sam.vectors.shards import Shards, local_shard
 from hf_sam.vectors.vectors import Ascent, along, global_norm, same_kind, snapshot
 
 MOMENTUM = ("exp_avg", "momentum_buffer")
@@ -89,16 +89,35 @@ class Momentum(OnePass):
         Raises:
             ValueError: if the optimizer keeps no first moment of a parameter that it has stepped on.
         """
-        refuse_optimizer(context.optimizer, params)
-        moments = {id(p): first_moment(context.optimizer, p) for p in params}
-        m = [found for p in params if (found := moments[id(p)]) is not None]
+        moments = first_moments(context.optimizer, params)
+        m = [found for found in moments if found is not None]
         if not m:
             return None
-        moved = same_kind(params, [p for p in params if moments[id(p)] is not None])
+        moved = params
+        if len(m) < len(params):
+            moved = same_kind(params, [p for p, found in zip(params, moments, strict=True) if found is not None])
         length = rho(moved, m) if callable(rho) else rho
         if self.adaptive:
             return moved, self._seen_through_weights.ascend(moved, snapshot(m), -length)
         return moved, along(m, -length, global_norm(m, moved))._replace(lent=True)
+
+
+def first_moments(optimizer: Any, params: list[Tensor]) -> list[Tensor | None]:
+    """Return `first_moment` of each parameter; at once where all lie as Adams keep them, so that there is no doubt.
+
+    Raises:
+        ValueError: as `refuse_optimizer` and `first_moment` do.
+    """
+    found: list[Tensor | None] = []
+    states: Any = {} if optimizer is None or isinstance(params, Shards) else optimizer.state
+    for p in params:
+        m = states.get(p, {}).get(MOMENTUM[0])
+        plain = type(m) is Tensor and m.shape == p.shape and m.device == p.device and m.layout == torch.strided
+        found.append(m if plain and m.is_floating_point() else None)
+    if all(m is not None for m in found):
+        return found
+    refuse_optimizer(optimizer, params)
+    return [first_moment(optimizer, p) for p in params]
 
 
 def first_moment(optimizer: Any, param: Tensor) -> Tensor | None:

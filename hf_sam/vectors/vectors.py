@@ -10,17 +10,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hf_sam.vectors.groups import alike
 from hf_sam.vectors.shards import Shards
 
 HALF_PRECISION = frozenset({torch.float16, torch.bfloat16})
 PIECE = 2**17
 """Elements in one piece on a CPU: a few arrays of this length fit the second-level cache."""
+PARTS = 2
+"""Pieces on an accelerator: few launches, and intermediate results of half the weights at most."""
+ROW = 2**12
+"""Elements that a CPU squares and sums in one go."""
 
 
 class Ascent(NamedTuple):
-    """Where to climb: epsilon = scale * direction, or nowhere.
-
-    The product is not formed here, so that the perturbation can form it piece by piece in a CPU's cache.
+    """Where to climb: epsilon = scale * direction, which a perturbation forms piece by piece; or nowhere.
 
     Attributes:
         direction: one tensor per parameter, of its shape. The perturbation may overwrite them, unless they are lent.
@@ -44,15 +47,16 @@ def along(direction: list[Tensor], length: float | Tensor, norm: Tensor) -> Asce
     """Return the ascent with epsilon = length / norm * direction; nowhere if that factor is not a finite number.
 
     The decision stays on the device: an accelerator is never asked to wait for the host (promise 8).
-
-    Args:
-        direction: one tensor per parameter, which may be overwritten from here on.
-        length: the radius rho, >= 0; a number or a 0-dim tensor.
-        norm: 0-dim tensor.
+    `direction` may be overwritten from here on; `norm` is a 0-dim tensor, `length` may be one.
     """
     scale = length / norm
-    usable = torch.isfinite(norm) & torch.isfinite(scale)
+    usable = is_finite(scale * norm)  # about the length, unless one of the two is not finite
     return Ascent(direction, torch.where(usable, scale, 0.0), usable)
+
+
+def is_finite(x: Tensor) -> Tensor:
+    """Return `torch.isfinite(x)` in two operations instead of four."""
+    return x - x == 0
 
 
 def accumulation_dtype(tensors: list[Tensor]) -> torch.dtype:
@@ -72,24 +76,14 @@ def global_norm(tensors: list[Tensor], params: list[Tensor] | None = None) -> Te
     Returns:
         0-dim tensor on the tensors' device, accumulated in float32 (float64 when an input is).
     """
-    owners = tensors if params is None else params
+    owners = params if isinstance(params, Shards) else tensors
     if tensors[0].device.type == "cpu" or isinstance(owners, Shards):
         # Piece by piece: a CPU sums one tensor in one go, which loses three digits over 1e7 elements of float32.
-        dtype = _wider(tensors)
-        cut = chunks(owners, contiguous_as(owners, tensors))
-        return sum_of([dot(piece, piece, dtype) for _, _, piece in cut], owners).sqrt()
+        dtype = wider(tensors)
+        cut = chunks(owners, contiguous_as(owners, tensors)) if owners is not tensors else chunks(tensors)
+        return sum_of([dot(piece, piece, dtype) for _, *_, piece in cut], tensors if params is None else params).sqrt()
     norms = torch._foreach_norm(tensors, 2, dtype=accumulation_dtype(tensors))
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)))
-    return norm
-
-
-@torch.no_grad()
-def global_dot(left: list[Tensor], right: list[Tensor], params: list[Tensor] | None = None) -> Tensor:
-    """Return the inner product of two lists of tensors taken as two vectors; arguments as for `global_norm`."""
-    dtype = _wider([*left, *right])
-    owners = left if params is None else params
-    cut = chunks(owners, contiguous_as(owners, left), contiguous_as(owners, right))
-    return sum_of([dot(a, b, dtype) for _, _, a, b in cut], owners)
+    return torch.linalg.vector_norm(torch.stack(list(norms)))  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -105,30 +99,34 @@ def dot(left: list[Tensor], right: list[Tensor], dtype: torch.dtype | None = Non
     """
     dtype = dtype or accumulation_dtype([*left, *right])
     if left[0].device.type == "cpu":
-        a, b = _as_vector(left), _as_vector(right)
+        a = as_vector(left)
+        if left is right:
+            return _square(a.to(dtype))
+        b = as_vector(right)
         if a.dtype != b.dtype or a.dtype != dtype:
             a, b = a.to(dtype), b.to(dtype)
         # Products first: `sum` adds in a tree, where a dot product of float32 loses two digits on some CPUs, and gives
         # other bits for memory that is aligned otherwise. The products of a piece stay in the cache.
         return (a * b).sum().item()
-    if left is right:
+    if left is right and len(left) > 1:
         return global_norm(left).square()
-    products = [torch.dot(a.flatten().to(dtype), b.flatten().to(dtype)) for a, b in zip(left, right, strict=True)]
-    return torch.stack(products).sum()
+    return torch.dot(as_vector(left).to(dtype), as_vector(right).to(dtype))
+
+
+def _square(a: Tensor) -> float:
+    """Return the inner product of a vector with itself on a CPU, row by row: reads it once and loses nothing."""
+    whole = a.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(a[:whole].view(-1, ROW), dim=1).double()
+    return float(rows.square_().sum() + torch.linalg.vector_norm(a[whole:]).double().square())
 
 
 def sum_of(products: list[Tensor | float], params: list[Tensor]) -> Tensor:
-    """Return the sum of what `dot` returned for the `chunks` of `params`, over all processes that hold shards.
-
-    Returns:
-        0-dim tensor on the parameters' device, in their accumulation dtype.
-    """
-    (total_sum,) = sums([products], params)
-    return total_sum
+    """Return the sum of what `dot` returned for the `chunks` of `params`, over all processes that hold shards."""
+    return sums([products], params)[0]
 
 
 def sums(columns: list[list[Tensor | float]], params: list[Tensor]) -> list[Tensor]:
-    """Return `sum_of` of several columns of products with one reduction over the processes."""
+    """Return `sum_of` of several columns of products with one reduction, in the parameters' accumulation dtype."""
     cpu = params[0].device.type == "cpu"
     if isinstance(params, Shards):
         copies = [params.copies[id(owners[0])] for owners, _ in chunks(params)]
@@ -136,13 +134,13 @@ def sums(columns: list[list[Tensor | float]], params: list[Tensor]) -> list[Tens
     if cpu:
         sums = torch.tensor([float(sum(column)) for column in columns], dtype=torch.float64)
     else:
-        sums = torch.stack([torch.stack([torch.as_tensor(x) for x in column]).sum() for column in columns])
+        sums = torch.stack([torch.as_tensor(x) for column in columns for x in column]).view(len(columns), -1).sum(1)
     if isinstance(params, Shards):
         torch.distributed.all_reduce(sums)
     return list(sums.to(accumulation_dtype(params)).unbind())
 
 
-def _wider(tensors: list[Tensor]) -> torch.dtype:
+def wider(tensors: list[Tensor]) -> torch.dtype:
     """Return the accumulation dtype, or float64 for 16 bits: a CPU has to convert those anyway."""
     return torch.float64 if loses_bits(tensors) else accumulation_dtype(tensors)
 
@@ -154,7 +152,11 @@ def loses_bits(tensors: list[Tensor]) -> bool:
 
 def weights(params: list[Tensor]) -> list[Tensor]:
     """Return what this process holds of each parameter, in the same memory, outside of autograd."""
-    return params.weights() if isinstance(params, Shards) else [p.detach() for p in params]
+    return params.weights() if isinstance(params, Shards) else _outside_autograd(params)
+
+
+def _outside_autograd(tensors: list[Tensor]) -> list[Tensor]:
+    return [t.detach() if t.requires_grad else t for t in tensors]
 
 
 def gradients(params: list[Tensor]) -> list[Tensor]:
@@ -167,7 +169,8 @@ def same_kind(params: list[Tensor], chosen: list[Tensor]) -> list[Tensor]:
     return params.some(chosen) if isinstance(params, Shards) else chosen
 
 
-def _as_vector(tensors: list[Tensor]) -> Tensor:
+def as_vector(tensors: list[Tensor]) -> Tensor:
+    """Return the elements of a piece (see `chunks`) one after the other: of one tensor a view, of several a copy."""
     return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([t.reshape(-1) for t in tensors])
 
 
@@ -175,7 +178,8 @@ def chunks(params: list[Tensor], *lists: list[Tensor]) -> Iterator[tuple[list[Te
     """Cut the parameters and lists of tensors of the same shapes into pieces to be worked on at once.
 
     On a CPU a piece fits the cache, which halves the time of several operations in a row: a part of a large parameter,
-    or several small parameters. On an accelerator, where every operation costs a launch, it is everything.
+    or several small parameters. On an accelerator, where every operation costs a launch, it is half of everything.
+    The tensors of a piece have one dtype.
 
     Yields:
         The parameters a piece belongs to, then for `params` and each list the tensors of the piece, views of the whole.
@@ -183,40 +187,45 @@ def chunks(params: list[Tensor], *lists: list[Tensor]) -> Iterator[tuple[list[Te
         cut depends on `params` alone; the lists must be laid out like them (see `contiguous_as`).
     """
     w = weights(params)
-    whole = [w, *[[t.detach() for t in tensors] for tensors in lists]]
-    start = 0
-    for end in _ends(params, w):
-        owners = params[start:end]
-        if len(owners) == 1 and _is_cut(w[start]):
-            cuts = [torch.split(tensors[start].view(-1), PIECE) for tensors in whole]
+    whole = [w, *[_outside_autograd(tensors) for tensors in lists]]
+    for group in _groups(params, w):
+        owners = [params[i] for i in group]
+        if len(owners) == 1 and _is_cut(w[group[0]]):
+            cuts = [torch.split(tensors[group[0]].view(-1), PIECE) for tensors in whole]
             for cut in zip(*cuts, strict=True):
                 yield (owners, *[[piece] for piece in cut])
         else:
-            yield (owners, *[tensors[start:end] for tensors in whole])
-        start = end
+            yield (owners, *[[tensors[i] for i in group] for tensors in whole])
 
 
 def contiguous_as(params: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
     """Return `tensors`, those copied that are not contiguous where their parameter is."""
+    if len(tensors) == len(params) and all([t.is_contiguous() for t in tensors]):  # noqa: C419 (fewer calls)
+        return tensors
     return [t.contiguous() if w.is_contiguous() else t for w, t in zip(weights(params), tensors, strict=True)]
 
 
-def _ends(params: list[Tensor], w: list[Tensor]) -> list[int]:
-    """Return where groups of neighbours end that are worked on at once.
+def _groups(params: list[Tensor], w: list[Tensor]) -> list[list[int]]:
+    """Return the indices of parameters that are worked on at once.
 
-    On a CPU they have at most PIECE elements together, or are one, and have one dtype. Everywhere the same number of
-    processes holds them, so that what they add to a sum is divided by that number.
+    They have one dtype, and the same number of processes holds each, so that what they add to a sum is divided by that
+    number. On a CPU they are neighbours with at most PIECE elements together, or one; on an accelerator all that are
+    alike, in PARTS.
     """
-    ends, size = [], 0
-    cpu = w[0].device.type == "cpu"
-    copies = [params.copies[id(p)] for p in params] if isinstance(params, Shards) else [1] * len(params)
-    for i, part in enumerate(w):
-        too_large = cpu and (size + part.numel() > PIECE or (i and part.dtype != w[i - 1].dtype))
-        if i and (too_large or copies[i] != copies[i - 1]):
-            ends.append(i)
-            size = 0
-        size += part.numel()
-    return [*ends, len(w)]
+    copies = [params.copies[id(p)] for p in params] if isinstance(params, Shards) else [1] * len(w)
+    sizes = [part.numel() for part in w]
+    if w[0].device.type != "cpu":
+        return alike([(part.dtype, n) for part, n in zip(w, copies, strict=True)], sizes, -(-sum(sizes) // PARTS))
+    groups: list[list[int]] = []
+    size = last = 0
+    for i, count in enumerate(sizes):
+        size += count
+        if not groups or size > PIECE or w[i].dtype != w[last].dtype or copies[i] != copies[last]:
+            groups.append([])
+            size = count
+        groups[-1].append(i)
+        last = i
+    return groups
 
 
 def _is_cut(w: Tensor) -> bool:
@@ -226,8 +235,10 @@ def _is_cut(w: Tensor) -> bool:
 
 @torch.no_grad()
 def snapshot(tensors: list[Tensor]) -> list[Tensor]:
-    """Return copies of `tensors`, bit for bit."""
-    return [t.detach().clone() for t in tensors]
+    """Return copies of `tensors`, bit for bit, in few launches."""
+    copies = [torch.empty_like(t, requires_grad=False) for t in tensors]
+    restore_(copies, _outside_autograd(tensors))
+    return copies
 
 
 @torch.no_grad()

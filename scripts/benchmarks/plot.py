@@ -66,6 +66,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "find_rho": preset_tables.find_rho,
     "variants": bench_tables.variants,
     "savings": bench_tables.savings,
+    "limits": bench_tables.limits,
     "flatness": flatness_tables.flatness,
     "flatness bench": bench_tables.flatness_bench,
     **of_grid("noise", "digits"),

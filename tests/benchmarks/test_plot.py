@@ -33,7 +33,7 @@ def test_the_tables_in_the_readme_are_those_of_the_result_files() -> None:
 
 @pytest.mark.slow
 def test_another_measurement_is_seen(results: Path) -> None:
-    path = results / "bench" / "cpu.json"
+    path = next(path for name in ("23M", "cpu") if (path := results / "bench" / f"{name}.json").exists())
     changed = json.loads(path.read_text(encoding="utf-8"))
     changed["results"]["sam"]["time_ratio"] += 0.01
     path.write_text(json.dumps(changed), encoding="utf-8")

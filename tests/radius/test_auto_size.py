@@ -17,7 +17,8 @@ from hf_sam.trainer.step_planner import StepPlanner
 from hf_sam.variants import make_variant
 from hf_sam.variants.asam import ASAM, ETA
 from hf_sam.vectors import vectors as numerics
-from hf_sam.vectors.vectors import global_dot, snapshot
+from hf_sam.vectors.flat import global_dot
+from hf_sam.vectors.vectors import snapshot
 from tests.compare import bits, same_bits
 from tests.looped import looped
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hf_sam.radius.controllers import LossBudget, TargetAscent, make_radius
 from hf_sam.step_context import StepContext
 from hf_sam.variants import make_variant
-from hf_sam.vectors.vectors import along, global_dot, global_norm
+from hf_sam.vectors.flat import global_dot
+from hf_sam.vectors.vectors import along, global_norm
 from tests.compare import bits, same_bits
 from tests.looped import looped
 from tests.tolerances import RELATIVE

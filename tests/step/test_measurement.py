@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from hf_sam import ASAM, SAM, Variant, sharpness_aware_grad
 from hf_sam.step.measurement import Measurement
 from hf_sam.step.two_pass import two_pass_step
-from hf_sam.vectors.vectors import global_dot, global_norm, snapshot
+from hf_sam.vectors.flat import global_dot
+from hf_sam.vectors.vectors import global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.small_models import Classifier, backward_closure, square_closure
 from tests.variants.peer_asam import ASAMOnAll

@@ -367,11 +367,12 @@ def test_the_adaptive_form_holds_a_copy_of_the_moment_until_the_pass_begins() ->
     assert step.peak <= 2.1
 
 
-@pytest.mark.parametrize(("device", "passes"), [("cpu", 16.01), ("meta", 15)])
+@pytest.mark.parametrize(("device", "passes"), [("cpu", 12.01), ("meta", 18.01)])
 def test_a_step_touches_the_weights_this_often(device: str, passes: float) -> None:
-    """AdamW's own step counts 14. An accelerator (here meta) scales a copy of the moment, a CPU does not.
+    """AdamW's own step counts 14. An accelerator is meta here.
 
-    A CPU's 16 count the products of the norm: written, read and their other factor read. These stay in its cache.
+    Three of them are the copy, whose target is counted as read and as returned too. An accelerator lays the moment out
+    as one vector, to scale it in few launches.
     """
     assert LargeStep(device, adaptive=False).traffic <= passes
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hf_sam.variants import make_variant
-from hf_sam.vectors.vectors import global_dot, global_norm
+from hf_sam.vectors.flat import global_dot
+from hf_sam.vectors.vectors import global_norm
 from tests.compare import relative_error
 from tests.tolerances import RELATIVE
 from tests.variants.problems import Problem

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hf_sam.variants import Length, make_variant
 from hf_sam.variants.looksam import LookSAM
-from hf_sam.vectors.vectors import global_dot, global_norm, snapshot
+from hf_sam.vectors.flat import global_dot
+from hf_sam.vectors.vectors import global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.variants.problems import Problem, every_dtype
 

@@ -170,7 +170,7 @@ def test_an_accelerator_reads_the_first_moment_without_changing_it(
     adaptive: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meta tensors take the path of an accelerator, and tell what was written by the count of versions."""
-    monkeypatch.setattr("hf_sam.step.perturbation.AT_ONCE", 3)
+    monkeypatch.setattr("hf_sam.vectors.vectors.PARTS", 3)
     model = Classifier().to("meta")
     params = list(model.parameters())
     optimizer = adamw(params)

@@ -14,7 +14,8 @@ from hf_sam import VARIANTS, Variant, sharpness_aware_grad
 from hf_sam.config.sam_config import SAMConfig
 from hf_sam.trainer.state_file import load_state, save_state
 from hf_sam.variants import make_variant
-from hf_sam.vectors.vectors import global_dot, global_norm, snapshot
+from hf_sam.vectors.flat import global_dot
+from hf_sam.vectors.vectors import global_norm, snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.looped import looped
 from tests.small_models import Classifier, square_closure

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hf_sam import SAM
-from hf_sam.vectors.vectors import Ascent, accumulation_dtype, global_dot, global_norm, restore_, snapshot
+from hf_sam.vectors.flat import global_dot
+from hf_sam.vectors.vectors import Ascent, accumulation_dtype, global_norm, restore_, snapshot
 from tests.compare import INTEGERS, bits, same_bits
 from tests.looped import looped
 

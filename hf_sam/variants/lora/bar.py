@@ -151,10 +151,10 @@ def norms(pairs: list[Pair], tensors: list[Tensor | None]) -> Tensor:
     """
     owners = as_shards([t for pair in pairs for t in pair])
     parts = [local_shard(t) for t in tensors if t is not None]
-    found = torch.stack(list(torch._foreach_norm(parts, 2, dtype=accumulation_dtype(parts))))
-    if isinstance(owners, Shards):
-        copies = torch.tensor([owners.copies[id(p)] for p in owners], dtype=found.dtype, device=found.device)
-        squares = found.square().div_(copies)
-        torch.distributed.all_reduce(squares)
-        found = squares.sqrt()
-    return found.view(-1, 2)
+    found = torch._foreach_norm(parts, 2, dtype=accumulation_dtype(parts))
+    if not isinstance(owners, Shards):
+        return torch.stack(list(found)).view(-1, 2)
+    # Divided one by one: a tensor of these numbers would have to be copied to the device, which waits.
+    squares = torch.stack([norm.square() / owners.copies[id(p)] for p, norm in zip(owners, found, strict=True)])
+    torch.distributed.all_reduce(squares)
+    return squares.sqrt().view(-1, 2)

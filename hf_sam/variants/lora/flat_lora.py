@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class FlatLoRA(OnePass):
     def direction_before_pass(
         self, params: list[Tensor], rho: Length | LengthOf, context: StepContext
     ) -> tuple[list[Tensor], Ascent] | None:
-        """Return the frozen weights under LoRA, and the noise of this step.
+        """Return the frozen weights under LoRA, and the noise of this step: a copy of all of them at once.
 
         Args:
             params: not used, as the noise is on the weights under the adapters, not on the adapters.
@@ -97,25 +98,36 @@ class FlatLoRA(OnePass):
             ValueError: if the length of the run is not known.
             NotImplementedError: if the weights are spread over processes.
         """
+        ways = list(self.ways_before_pass(params, rho, context))
+        if not ways:
+            return None
+        weights, directions = zip(*((w[0], ascent.direction[0]) for w, ascent in ways), strict=True)
+        return list(weights), ways[0][1]._replace(direction=list(directions))
+
+    @torch.no_grad()
+    def ways_before_pass(
+        self, params: list[Tensor], rho: Length | LengthOf, context: StepContext
+    ) -> Iterator[tuple[list[Tensor], Ascent]]:
+        """Yield the frozen weights under LoRA with their noise, one at a time; see `direction_before_pass`."""
         del params
         if not context.steps:
             raise ValueError(UNKNOWN_LENGTH)
         if callable(rho):
             raise ValueError('`sam_variant="flat_lora"` has a rho that is no length of a perturbation, got "auto".')
         strength = rho * (1 - math.cos(math.pi * context.progress)) / 2
-        if not isinstance(strength, Tensor) and strength == 0:
-            return None
         layers = [layer for layer in self._layers if any(factors.trained for factors in active_factors(layer))]
+        if not layers or (not isinstance(strength, Tensor) and strength == 0):
+            return
         weights = [layer.get_base_layer().weight for layer in layers]
-        if not weights:
-            return None
         if any(is_dtensor(w) or w.dim() < 2 for w in weights):
             raise NotImplementedError(SHARDED)
+        deviations = [_deviation(layer) for layer in layers]
         generator = torch.Generator(weights[0].device).manual_seed(seed_from(context.seed, context.step, STREAM))
-        noise, sizes = zip(*(_noise(layer, generator) for layer in layers), strict=True)
         scale = torch.ones((), device=weights[0].device, dtype=accumulation_dtype(weights)).mul_(strength)
-        usable = torch.isfinite(torch.stack(sizes).sum()) & torch.isfinite(scale)
-        return weights, Ascent(list(noise), torch.where(usable, scale, 0.0), usable)
+        usable = torch.isfinite(torch.stack([d.sum() for d in deviations]).sum()) & torch.isfinite(scale)
+        scale = torch.where(usable, scale, 0.0)
+        for layer, w, deviation in zip(layers, weights, deviations, strict=True):
+            yield [w], Ascent([_noise(layer, deviation, generator)], scale, usable)
 
 
 def _unfit(layer: Any, uses: dict[int, int]) -> str | None:
@@ -137,16 +149,30 @@ def _unfit(layer: Any, uses: dict[int, int]) -> str | None:
     return None
 
 
-def _noise(layer: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return normal noise with the standard deviation ||W'_i|| / sqrt(n) in row i, and the sum of these."""
+def _deviation(layer: Any) -> Tensor:
+    """Return the standard deviation of the noise in each row, ||W'_i|| / sqrt(n)."""
     w = layer.get_base_layer().weight.detach()
-    dtype = torch.promote_types(w.dtype, torch.float32)
-    merged = w.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    rows = merged.T if getattr(layer, "fan_in_fan_out", False) else merged.flatten(1)  # one for each output
+    merged = w.to(_dtype(w), copy=True, memory_format=torch.contiguous_format)
+    rows = _rows(layer, merged)
     for a, b, scaling in active_factors(layer):
         # For a filter: the convolution of A's filters with B's, which have size one.
-        rows.addmm_(b.detach().flatten(1).to(dtype), a.detach().flatten(1).to(dtype), alpha=scaling)
-    deviation = torch.linalg.vector_norm(rows, dim=1, keepdim=True) / math.sqrt(rows.shape[1])
-    merged.normal_(generator=generator)
-    rows.mul_(deviation)
-    return merged.to(w.dtype), deviation.sum()
+        rows.addmm_(b.detach().flatten(1).to(rows.dtype), a.detach().flatten(1).to(rows.dtype), alpha=scaling)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return lengths / math.sqrt(rows.shape[1])
+
+
+def _noise(layer: Any, deviation: Tensor, generator: torch.Generator) -> Tensor:
+    """Return normal noise with that standard deviation in each row."""
+    w = layer.get_base_layer().weight.detach()
+    noise = torch.empty(w.shape, dtype=_dtype(w), device=w.device).normal_(generator=generator)
+    _rows(layer, noise).mul_(deviation)
+    return noise.to(w.dtype)
+
+
+def _dtype(w: Tensor) -> torch.dtype:
+    return torch.promote_types(w.dtype, torch.float32)
+
+
+def _rows(layer: Any, whole: Tensor) -> Tensor:
+    """Return a weight as a matrix with a row for each output."""
+    return whole.T if getattr(layer, "fan_in_fan_out", False) else whole.flatten(1)

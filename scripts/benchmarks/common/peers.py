@@ -175,6 +175,32 @@ class TwoPassTrainer(Trainer):
         return super().training_step(model, inputs, num_items_in_batch)
 
 
+class ByHandTrainer(Trainer):
+    """pytorch-optimizer's SAM in the Trainer, as a user puts it there: no masks repeated, nothing measured."""
+
+    def __init__(self, model: nn.Module, args: TrainingArguments, **rest: Any) -> None:
+        from pytorch_optimizer import SAM
+
+        class SecondStep(SAM):
+            def step(self, closure: Any = None) -> None:  # type: ignore[override]
+                self.second_step()
+
+        self.sam = SecondStep(model.parameters(), AdamW, rho=RHO, lr=LEARNING_RATE, fused=True)
+        self.window: list[Any] = []
+        super().__init__(model, args, optimizers=(self.sam, None), **rest)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Run a pass; after the last micro-batch climb, and run all of them again."""
+        self.window.append(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self.sam.first_step(zero_grad=True)
+            for each in self.window:
+                super().training_step(model, each, num_items_in_batch)
+            self.window = []
+        return loss
+
+
 LOOPS: dict[str, type[Peer]] = {
     "two plain passes": TwoPlainPasses,
     "hf_sam": Ours,

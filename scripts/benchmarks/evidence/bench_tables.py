@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from hf_sam import VARIANTS
+from scripts.benchmarks.common.bench_settings import SETTINGS
 from scripts.benchmarks.evidence.readme import markdown
 
+LIMITED = ("sam", "pytorch-optimizer, by hand", "momentum")
 WORDS = Path(__file__).parent / "methods.yaml"
 """What is not measured: formulas, papers, when to choose what."""
 
@@ -28,9 +30,34 @@ def words() -> dict[str, Any]:
     return found
 
 
+def costs(results: Path) -> dict[str, Any]:
+    """Return what each case costs, by its name: of the setting with all cases, or of the 35M encoder before it."""
+    folder, every = results / "bench", next(key for key, setting in SETTINGS.items() if setting.cases is None)
+    path = folder / f"{every}.json"
+    found: dict[str, Any] = read(path if path.exists() else folder / "cpu.json")["results"]
+    return found
+
+
+def limits(results: Path) -> list[str]:
+    """Return the table of steps against what their passes and one update take at least."""
+    files = [path for key in SETTINGS if (path := results / "bench" / f"{key}.json").exists()]
+    rows = []
+    for measured in map(read, files):
+        found = measured["results"]
+        cells = [measured["settings"]["title"], f"{found['plain']['limit']:.2f}"]
+        rows.append([*cells, *[against_limit(found[case]) if case in found else "" for case in LIMITED]])
+    return markdown(["", "limit of two passes", *[f"{case}, against its limit" for case in LIMITED]], rows)
+
+
+def against_limit(row: dict[str, Any]) -> str:
+    """Return the ratio with its interval."""
+    low, high = row["against_limit_interval"]
+    return f"{row['against_limit']:.3f} ({low:.3f} to {high:.3f})"
+
+
 def variants(results: Path) -> list[str]:
     """Return the table of variants."""
-    measured = read(results / "bench" / "cpu.json")["results"]
+    measured = costs(results)
     rows = []
     for name, text in words()["variants"].items():
         module, row = VARIANTS[name].__module__, measured[text["case"]]
@@ -45,7 +72,7 @@ def variants(results: Path) -> list[str]:
 
 def savings(results: Path) -> list[str]:
     """Return the table of cheaper ways."""
-    measured = read(results / "bench" / "cpu.json")["results"]
+    measured = costs(results)
     rows = []
     for case, text in words()["savings"].items():
         rows.append([text, times(measured[case]), copies(measured[case])])

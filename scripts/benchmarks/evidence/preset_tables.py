@@ -7,8 +7,7 @@ import json
 import statistics
 from pathlib import Path
 
-from scripts.benchmarks.evidence.bench_tables import read as read_bench
-from scripts.benchmarks.evidence.bench_tables import times, words
+from scripts.benchmarks.evidence.bench_tables import costs, times, words
 from scripts.benchmarks.evidence.method_tables import read
 from scripts.benchmarks.evidence.readme import markdown
 
@@ -19,7 +18,7 @@ LABELS = {"noise_adamw": "AdamW", "noise_sam": "AdamW + SAM, rho 0.2"}
 
 def presets(results: Path) -> list[str]:
     """Return the table of presets: cost, and points against AdamW on images with wrong labels."""
-    measured = read_bench(results / "bench" / "cpu.json")["results"]
+    measured = costs(results)
     grid, summary = read(results, "noise")
     summary = {task: lines for task, lines in summary.items() if task in SHOWN}
     rows = []
