@@ -191,7 +191,7 @@ class TrainingStep:
         return self.plain_step(self.model, inputs, micro_batch.num_items_in_batch)
 
     def replay(self, part: bool, count: float) -> Tensor:
-        """Run the micro-batches again as they were run first, to leave gradients; return the rise of their loss (0-dim).
+        """Run the micro-batches again as they were run first, for their gradients; return by how much the loss rose.
 
         What passes change starts and ends as in the first pass, whatever is raised; gradients are reduced likewise.
 

@@ -244,11 +244,10 @@ class Branches(nn.Module):
         self.first_only = nn.Linear(4, 1)
         self.second_only = nn.Linear(4, 1)
         self.unused = nn.Linear(4, 4)
-        self.passes = 0
+        self.start = self.shared.weight.detach().clone()
 
     def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.passes += 1
-        head = self.first_only if self.passes % 2 else self.second_only
+        head = self.first_only if torch.equal(self.shared.weight, self.start) else self.second_only
         return {"loss": (head(self.tied(torch.tanh(self.shared(x)))).squeeze(-1) - labels).square().mean()}
 
 

@@ -33,6 +33,7 @@ class AllInTheOptimizer(Trainer):
 class Watched(SAMTrainerMixin, AllInTheOptimizer):
     """Notes the names of the parameters that each descent pass finds moved."""
 
+    carried = ("moved", "before", "step")
     step = -1
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -45,8 +46,8 @@ class Watched(SAMTrainerMixin, AllInTheOptimizer):
                 self.state.global_step,
                 {n: p.detach().clone() for n, p in model.named_parameters()},
             )
-        elif self.step == self.state.global_step:  # else it is the trial before the first pass of some gradients only
-            self.moved.append({n for n, w in model.named_parameters() if not torch.equal(w, self.before[n])})
+        elif moved := {n for n, w in model.named_parameters() if not torch.equal(w, self.before[n])}:
+            self.moved.append(moved)  # else it is a trial at the same weights
         return super().compute_loss(model, *args, **kwargs)
 
 
