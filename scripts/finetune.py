@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from hf_sam import SAMTrainer
 from scripts.common.arguments import ScriptArguments
+from scripts.common.before_training import show_before
 from scripts.common.checkpoints import (
     check_links,
     check_output_dir,
@@ -74,6 +76,8 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
         if checkpoint is not None:
             check_same_model(checkpoint, task.model)
     check_same(training, "the checkpoint to resume from", checkpoint)
+    if _announce(args, training, task):
+        return {}
     trainer = make_trainer(args, training, task)
     if args.overwrite_output_dir and training.should_save and checkpoint is None:
         clear_output_dir(folder)
@@ -119,6 +123,17 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
     if trainer.is_fsdp_enabled and _is_merged(args, task):
         raise UserError("--lora_merge needs whole weights, and FSDP spreads them: add --lora_merge False.")
     return trainer
+
+
+def _announce(args: ScriptArguments, training: Any, task: Task) -> bool:
+    """Say what was understood and will be done. Returns whether that is all, as it is for --dry_run."""
+    if (training.do_train or args.dry_run) and training.process_index == 0:
+        show_before(args, training, task)
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as folder:  # the trainer refuses what it would refuse, and leaves nothing
+            training.output_dir, training.push_to_hub = folder, False
+            make_trainer(args, training, task)
+    return args.dry_run
 
 
 def _train(trainer: SAMTrainer, task: Task, checkpoint: Path | None) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
+from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import UnidentifiedImageError
 from pyarrow import ArrowException
@@ -18,15 +19,18 @@ from transformers.utils import is_torchvision_available
 from scripts.common.arguments import ScriptArguments
 from scripts.common.errors import UserError, one_line
 from scripts.common.models import LOADING_ERRORS
+from scripts.common.reading.image_files import check_images, fault_of
+from scripts.common.reading.tables import Table
 
 _IN_MEMORY = 2**30  # bytes of pixels up to which decoding once beats decoding in every epoch
 _CHUNK = 256
+_USUAL = ("image", "img", "images", "picture", "photo", "image_path", "img_path", "file_name", "filename", "path")
 
 
 class Images(TorchDataset):
     """Pixels and labels of one split."""
 
-    def __init__(self, data: Dataset, where: str, column: str, labels: list[int] | None, processor: Any) -> None:
+    def __init__(self, data: Dataset, where: str, column: str, labels: list[Any] | None, processor: Any) -> None:
         self.data, self.where, self.column, self.labels, self.processor = data, where, column, labels, processor
         self.pixels: torch.Tensor | None = None
         first = self._decode(slice(0, 1))
@@ -44,11 +48,17 @@ class Images(TorchDataset):
     def _decode(self, rows: slice) -> torch.Tensor:
         try:
             # Pipelines convert to RGB as well: what the model sees must not depend on who calls it.
-            images = [image.convert("RGB") for image in self.data[rows][self.column]]
+            images = [_to_rgb(image) for image in self.data[rows][self.column]]
             return self.processor(images=images, return_tensors="pt")["pixel_values"]
         except (AttributeError, OSError, ValueError, UnidentifiedImageError) as error:
             where = f"{self.where}, rows {rows.start} to {min(rows.stop, len(self.data)) - 1}"
             raise UserError(f"{where}: an image is missing or cannot be read: {one_line(error)}") from error
+
+
+def _to_rgb(image: Any) -> Any:
+    if (fault := fault_of(image)) is not None:
+        raise ValueError(fault)
+    return image.convert("RGB")
 
 
 def load_processor(args: ScriptArguments, config: Any) -> Any:
@@ -81,16 +91,41 @@ def _processor_class() -> Any:
     return transformers.ViTImageProcessor
 
 
-def find_column(data: Dataset, where: str, argument: str, given: str | None, usual: tuple[str, ...]) -> str:
+def find_image_column(table: Table, given: str | None) -> str:
     """Return the column the user named, or the one with a usual name."""
+    where, listed = table.where, ", ".join(table.names)
     if given is not None:
-        if given not in data.column_names:
-            raise UserError(f"--{argument} {given}: {where} has the columns {', '.join(data.column_names)}.")
+        if given not in table.names:
+            raise UserError(f"--image_column {given}: {where} has the columns {listed}.")
         return given
-    for name in usual:
-        if name in data.column_names:
+    for name in table.names:
+        if name.lower() in _USUAL:
             return name
-    raise UserError(f"{where} has the columns {', '.join(data.column_names)}: say which one with --{argument}.")
+    raise UserError(f"{where} has the columns {listed}: say which one holds images with --image_column.")
+
+
+def image_data(table: Table, column: str) -> Dataset:
+    """Return the rows of a table as a data set that decodes its images; paths in a file are relative to it.
+
+    Raises:
+        UserError: if the column holds no images, or files are missing or cannot be read.
+    """
+    if isinstance(table.source, Dataset):
+        return as_images(table.source, table.where, column)
+    paths = table.values(column)
+    wrong = next((row for row, path in enumerate(paths) if not isinstance(path, str) or not path.strip()), None)
+    if wrong is not None:
+        raise UserError(f"{table.where}, row {wrong}: {column!r} must be the path of an image, got {paths[wrong]!r}.")
+    argument, _, file = table.where.split(" (")[0].partition(" ")
+    if argument.endswith("_file"):
+        folder = Path(file).absolute().parent
+        found = [folder / path if (folder / path).is_file() else Path(path).absolute() for path in paths]
+        check_images(table.where, found, paths)
+        paths = [str(path) for path in found]
+    data = Dataset.from_dict({column: paths}, features=Features({column: ImageFeature()}))
+    if len(data) != len(table):
+        raise UserError(f"{table.where}: {len(table):,} images found, {len(data):,} read.")
+    return data
 
 
 def as_images(data: Dataset, where: str, column: str) -> Dataset:

@@ -47,7 +47,7 @@ def load_config(args: ScriptArguments, names: Sequence[str] | None, *, keep_labe
             config = AutoConfig.for_model(args.model_type)
         _override(config, args.config_overrides)
         if not keep_labels:
-            _set_labels(config, names)
+            set_labels(config, names)
     except LOADING_ERRORS as error:
         raise UserError(f"{where} cannot be loaded: {one_line(error)}") from error
     return config
@@ -77,18 +77,22 @@ def _override(config: Any, text: str | None) -> None:
             raise UserError(f"--config_overrides: {one_line(error)}") from error
 
 
-def _set_labels(config: Any, names: Sequence[str] | None) -> None:
-    if names is None:
+def set_labels(config: Any, names: Sequence[str] | None, kind: str = "classification") -> None:
+    """Write the classes into the config, where a pipeline looks for them; no names for regression."""
+    if not names:
         config.num_labels = 1
         config.problem_type = "regression"
         return
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
-    config.problem_type = "single_label_classification"
+    config.problem_type = "multi_label_classification" if kind == "multilabel" else "single_label_classification"
 
 
-def load_model(args: ScriptArguments, auto_class: Any, config: Any) -> Any:
-    """Return the model, pretrained or new, with float32 weights unless `--dtype` says otherwise."""
+def load_model(args: ScriptArguments, auto_class: Any, config: Any, *, new_head: bool = False) -> Any:
+    """Return the model, pretrained or new, with float32 weights unless `--dtype` says otherwise.
+
+    `new_head` replaces a head that fits in size but was trained on other classes.
+    """
     dtype = getattr(torch, args.dtype)
     if args.model_name_or_path is None:
         try:
@@ -114,6 +118,10 @@ def load_model(args: ScriptArguments, auto_class: Any, config: Any) -> Any:
     body = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
     if body and body <= set(info["missing_keys"]):
         raise UserError(f"{where} holds no weights of a {config.model_type}: it is a checkpoint of another model.")
+    if new_head:
+        fresh = auto_class.from_config(config, trust_remote_code=args.trust_remote_code)
+        for name in head_modules(model):
+            model.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
     return model
 
 

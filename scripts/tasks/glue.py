@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from scripts.common.arguments import ScriptArguments
 from scripts.common.data import check_rows, check_texts, encode_labels, encode_scores, read_file, read_hub, sample
-from scripts.common.errors import UserError, one_line
+from scripts.common.errors import UserError
 from scripts.common.losses import classification_loss, regression_loss
 from scripts.common.metrics import (
     F1,
@@ -24,9 +24,10 @@ from scripts.common.metrics import (
     Spearman,
     make_compute_metrics,
 )
-from scripts.common.models import LOADING_ERRORS, add_lora, load_config, load_model
-from scripts.common.noise import flip_labels
-from scripts.tasks.base import Split, Task, noise_seed
+from scripts.common.models import add_lora, load_config, load_model
+from scripts.common.noise import flip_labels, noise_seed
+from scripts.common.texts import load_tokenizer
+from scripts.tasks.base import Split, Task
 
 HUB = "nyu-mll/glue"
 Metrics = tuple[type[LocalMetric], ...]
@@ -96,7 +97,7 @@ def build(args: ScriptArguments, training: Any) -> Task:
     _check_arguments(args, spec)
     rows = _read(args, training, spec)
     config = load_config(args, spec.classes or None)
-    tokenizer = _load_tokenizer(args, config)
+    tokenizer = load_tokenizer(args, config)
     sets = {key: _tokenize(read, spec, tokenizer, args.max_length) for key, read in rows.items()}
     test = {
         name: Split(sets["test", name], rows["test", name].labels is not None, f"{spec.file_name}{ending}.tsv")
@@ -125,6 +126,9 @@ def build(args: ScriptArguments, training: Any) -> Task:
 def _check_arguments(args: ScriptArguments, spec: GlueTask) -> None:
     if args.label_noise and not spec.classes:
         raise UserError(f"--label_noise flips classes, but --task {args.task} has scores: leave it at 0.")
+    args.refuse(
+        args.task, "text_column", "text_pair_column", "label_columns", "problem", "class_weights", "image_column"
+    )
     for name in (*args.given_files(), "dataset_name"):
         foreign = not name.endswith("_file") or ("mismatched" in name and args.task != "mnli")
         if foreign and getattr(args, name):
@@ -165,7 +169,7 @@ def _open(args: ScriptArguments, split: str, name: str) -> tuple[Dataset, str]:
     argument = f"{split}_mismatched_file" if name == "mismatched" else f"{split}_file"
     path = getattr(args, argument)
     if path:
-        return read_file(argument, path), f"--{argument} {path}"
+        return read_file(argument, path, args), f"--{argument} {path}"
     if any(getattr(args, file) for file in args.given_files()):
         flag = {"train": "--do_train", "validation": "--do_eval", "test": "--do_predict"}[split]
         raise UserError(f"--{argument} is missing, and other local files are given: add it, or {flag} False.")
@@ -181,29 +185,13 @@ def _labels(
     has_labels = column in data.column_names
     check_rows(data, where, spec.columns, label=None if optional else column)
     check_texts(data, where, spec.columns)
-    if optional and (not has_labels or set(data.unique(column)) <= {None, -1}):  # GLUE's test labels are secret: -1
+    if optional and (
+        not has_labels or set(data.unique(column)) <= {None, -1, "-1", ""}
+    ):  # GLUE's test labels are secret: -1
         return None
     if spec.classes:
         return encode_labels(data, where, column, spec.classes)
     return encode_scores(data, where, column, 0.0, 5.0)
-
-
-def _load_tokenizer(args: ScriptArguments, config: Any) -> Any:
-    source = args.tokenizer_name or args.model_name_or_path or args.config_name
-    if source is None:
-        raise UserError(f"--model_type {args.model_type} needs a tokenizer: give --tokenizer_name.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=args.model_revision, trust_remote_code=args.trust_remote_code
-        )
-    except LOADING_ERRORS as error:
-        raise UserError(f"no tokenizer in {source} (--tokenizer_name): {one_line(error)}") from error
-    if tokenizer.pad_token is None:  # GPT and Llama have none, and no batch goes without
-        tokenizer.pad_token = tokenizer.eos_token
-    config.pad_token_id = tokenizer.pad_token_id
-    if len(tokenizer) > getattr(config, "vocab_size", len(tokenizer)):
-        raise UserError(f"{source} has {len(tokenizer)} tokens, the model only {config.vocab_size}: they do not fit.")
-    return tokenizer
 
 
 def _tokenize(rows: Rows, spec: GlueTask, tokenizer: Any, max_length: int) -> Dataset:
