@@ -39,7 +39,7 @@ def before_lines(args: ScriptArguments, training: Any, task: Task) -> Iterator[L
     facts = task.facts
     sets = _sets(task)
     for split, data in sets.items():
-        source = facts.sources.get(split)
+        source = facts.sources.get(split, "").replace(f" of {facts.sources.get('train')}", "")
         yield f"{split} rows", f"{len(data):,}" + (f"  {source}" if source else "")
     if facts.columns:
         yield "columns", facts.columns
@@ -115,7 +115,7 @@ def _run(args: ScriptArguments, training: Any, task: Task) -> Iterator[Line]:
     batch = training.train_batch_size * training.world_size * accumulated
     micro = f" in {accumulated} parts" if accumulated > 1 else ""
     epochs = steps / of_epoch
-    yield "steps", f"{steps:,} of {batch} rows{micro}: {epochs:.3g} epochs of {of_epoch:,} steps"
+    yield "steps", f"{steps:,} of {batch} rows{micro}: {epochs:.3g} epochs of {of_epoch:,}"
     yield "method", describe_method(training)
 
 

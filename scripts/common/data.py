@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do rows get in? Read files and Hub datasets, and refuse what cannot be trained on."""
+"""How do rows get in? Read files, folders and Hub datasets, and refuse what cannot be trained on."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -16,7 +17,9 @@ from pyarrow import ArrowException
 
 from scripts.common.arguments import ScriptArguments
 from scripts.common.errors import HUB_ERROR, UserError, one_line
-from scripts.common.reading.tables import read_table
+from scripts.common.reading.class_folders import list_class_folders
+from scripts.common.reading.image_files import READABLE, UNREADABLE, check_images
+from scripts.common.reading.tables import Table, read_table
 
 if hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE"):  # datasets 3 would ask, and wait for an answer
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
@@ -25,10 +28,27 @@ if hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE"):  # datasets 3 woul
 READING_ERRORS = (DatasetsError, ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError, HUB_ERROR)
 
 
-def read_file(argument: str, path: str, args: ScriptArguments | None = None) -> Dataset:
-    """Read a file given as `--argument path`; what is in a csv file is text."""
+def read_file(argument: str, path: str, args: ScriptArguments | None = None, notes: list[str] | None = None) -> Dataset:
+    """Read a file given as `--argument path`; a csv file holds texts. `notes` gets what there is to say."""
     named = {} if args is None else {"encoding": args.encoding, "separator": args.separator}
-    return read_table(argument, path, **named).dataset()
+    table = read_table(argument, path, **named)
+    if notes is not None:
+        notes += [f"{table.where}: {note}" for note in table.notes if f"{table.where}: {note}" not in notes]
+    return table.dataset()
+
+
+def read_folder(argument: str, path: str, flat: bool = False) -> Table:
+    """Return the images of a folder with one folder of them per class (or flat, to predict on) by their paths.
+
+    Raises:
+        UserError: if there are no classes, or a file is an image that cannot be read.
+    """
+    where, root = f"--{argument} {path}", Path(path)
+    found = list_class_folders(where, root, READABLE | UNREADABLE, "images", flat=flat)
+    names = [str(file.relative_to(root)) for file in found.files]
+    check_images(where, found.files, names)
+    columns = {"image": [str(file.absolute()) for file in found.files], "file": names}
+    return Table(where, columns | ({"label": found.labels} if found.labels else {}), found.notes)
 
 
 def read_hub(name: str, config: str | None, split: str, where: str) -> Dataset:
@@ -109,6 +129,8 @@ def _class_number(value: Any, numbers: dict[str, int], where: str) -> int:
         raise UserError(f"{where} is missing or NaN: fill it in or drop the row.")
     if isinstance(value, str) and value in numbers:
         return numbers[value]
+    if len(numbers) == 2 and str(value).strip().lower() in ("true", "false"):
+        return int(str(value).strip().lower() == "true")
     number = -1.0
     if not isinstance(value, str) or not any(name.isdigit() for name in numbers):  # class "2" need not be number 2
         with contextlib.suppress(TypeError, ValueError):

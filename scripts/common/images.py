@@ -104,25 +104,32 @@ def find_image_column(table: Table, given: str | None) -> str:
     raise UserError(f"{where} has the columns {listed}: say which one holds images with --image_column.")
 
 
-def image_data(table: Table, column: str) -> Dataset:
-    """Return the rows of a table as a data set that decodes its images; paths in a file are relative to it.
+def find_files(table: Table, column: str) -> None:
+    """Turn the paths in a file into those of images: relative to the file, or else to the working directory.
 
     Raises:
-        UserError: if the column holds no images, or files are missing or cannot be read.
+        UserError: if a row has none, or files are missing or cannot be read.
     """
-    if isinstance(table.source, Dataset):
-        return as_images(table.source, table.where, column)
+    if isinstance(table.source, Dataset) or table.folder is None:
+        return
     paths = table.values(column)
     wrong = next((row for row, path in enumerate(paths) if not isinstance(path, str) or not path.strip()), None)
     if wrong is not None:
         raise UserError(f"{table.where}, row {wrong}: {column!r} must be the path of an image, got {paths[wrong]!r}.")
-    argument, _, file = table.where.split(" (")[0].partition(" ")
-    if argument.endswith("_file"):
-        folder = Path(file).absolute().parent
-        found = [folder / path if (folder / path).is_file() else Path(path).absolute() for path in paths]
-        check_images(table.where, found, paths)
-        paths = [str(path) for path in found]
-    data = Dataset.from_dict({column: paths}, features=Features({column: ImageFeature()}))
+    found = [path if (path := table.folder / name).is_file() else Path(name).absolute() for name in paths]
+    check_images(table.where, found, paths)
+    table.source[column] = [str(path) for path in found]
+
+
+def image_data(table: Table, column: str) -> Dataset:
+    """Return the rows of a table as a data set that decodes its images.
+
+    Raises:
+        UserError: if the column holds no images.
+    """
+    if isinstance(table.source, Dataset):
+        return as_images(table.source, table.where, column)
+    data = Dataset.from_dict({column: table.values(column)}, features=Features({column: ImageFeature()}))
     if len(data) != len(table):
         raise UserError(f"{table.where}: {len(table):,} images found, {len(data):,} read.")
     return data

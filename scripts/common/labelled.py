@@ -98,7 +98,7 @@ def _hold_out(args: ScriptArguments, tables: Tables, values: Sequence[Any], prob
     if single:
         facts.warnings.append(f"{single:,} classes have a single example, which is trained on and not evaluated")
     evaluation = table.select(held)
-    evaluation.where += f" (--validation_share {args.validation_share})"
+    evaluation.where, evaluation.notes = f"held out of {table.where} (--validation_share)", []
     return {**tables, "train": table.select(train), "validation": evaluation}
 
 

@@ -91,7 +91,7 @@ def set_labels(config: Any, names: Sequence[str] | None, kind: str = "classifica
 def load_model(args: ScriptArguments, auto_class: Any, config: Any, *, new_head: bool = False) -> Any:
     """Return the model, pretrained or new, with float32 weights unless `--dtype` says otherwise.
 
-    `new_head` replaces a head that fits in size but was trained on other classes.
+    `new_head` replaces a head that was trained on other classes, whatever its size.
     """
     dtype = getattr(torch, args.dtype)
     if args.model_name_or_path is None:
@@ -107,7 +107,7 @@ def load_model(args: ScriptArguments, auto_class: Any, config: Any, *, new_head:
             dtype=dtype,
             revision=args.model_revision,
             trust_remote_code=args.trust_remote_code,
-            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+            ignore_mismatched_sizes=args.ignore_mismatched_sizes or new_head,
             output_loading_info=True,
         )
     except LOADING_ERRORS as error:

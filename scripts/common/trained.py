@@ -35,11 +35,15 @@ def trained_problem(config: Any, *, separator: str = "|") -> Problem:
 def agree_on_names(args: ScriptArguments, config: Any, problem: Problem) -> bool:
     """Take over the order of a checkpoint with the same classes. Returns whether its head has to be a new one.
 
+    A head of classes without names is nothing to keep. One of other named classes is replaced when the user says so.
+
     Raises:
         UserError: if the checkpoint's head tells as many classes apart, but others.
     """
-    theirs = own_names(config) if args.model_name_or_path and problem.kind != "regression" else None
-    if theirs is None or len(theirs) != len(problem.names):  # another number is refused when the weights are loaded
+    theirs, wanted = own_names(config), len(problem.names) or 1
+    if not args.model_name_or_path or theirs is None:
+        return config.num_labels != wanted
+    if problem.kind == "regression" or len(theirs) != wanted:  # refused when the weights are loaded
         return False
     if set(theirs) == set(problem.names):
         problem.names = theirs

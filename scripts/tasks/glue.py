@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from scripts.common.arguments import ScriptArguments
 from scripts.common.data import check_rows, check_texts, encode_labels, encode_scores, read_file, read_hub, sample
 from scripts.common.errors import UserError
+from scripts.common.facts import Facts
 from scripts.common.losses import classification_loss, regression_loss
 from scripts.common.metrics import (
     F1,
@@ -95,7 +96,8 @@ def build(args: ScriptArguments, training: Any) -> Task:
     """Read and check the data, then the model."""
     spec = GLUE[args.task]
     _check_arguments(args, spec)
-    rows = _read(args, training, spec)
+    facts = Facts()
+    rows = _read(args, training, spec, facts.notes)
     config = load_config(args, spec.classes or None)
     tokenizer = load_tokenizer(args, config)
     sets = {key: _tokenize(read, spec, tokenizer, args.max_length) for key, read in rows.items()}
@@ -120,6 +122,7 @@ def build(args: ScriptArguments, training: Any) -> Task:
         example='"A text."' if len(spec.columns) == 1 else '{"text": "One text.", "text_pair": "Another."}',
         flipped_labels=rows["train", ""].flipped if ("train", "") in rows else 0,
         card=_CARD | {"dataset_args": args.task, "dataset": f"GLUE {args.task.upper()}"},
+        facts=facts,
     )
 
 
@@ -139,24 +142,24 @@ def _sets(args: ScriptArguments) -> dict[str, str]:
     return _TWO if args.task == "mnli" else _ONE
 
 
-def _read(args: ScriptArguments, training: Any, spec: GlueTask) -> dict[tuple[str, str], Rows]:
+def _read(args: ScriptArguments, training: Any, spec: GlueTask, notes: list[str]) -> dict[tuple[str, str], Rows]:
     rows: dict[tuple[str, str], Rows] = {}
     if training.do_train:
-        rows["train", ""] = _read_train(args, training, spec)
+        rows["train", ""] = _read_train(args, training, spec, notes)
     for split, wanted, limit in (
         ("validation", training.do_eval, args.max_eval_samples),
         ("test", training.do_predict, args.max_predict_samples),
     ):
         for name in _sets(args) if wanted else ():
-            data, where = _open(args, split, name)
+            data, where = _open(args, split, name, notes)
             data = sample(data, limit)
             rows[split, name] = Rows(data, _labels(data, where, spec, args, optional=split == "test"))
     return rows
 
 
-def _read_train(args: ScriptArguments, training: Any, spec: GlueTask) -> Rows:
+def _read_train(args: ScriptArguments, training: Any, spec: GlueTask, notes: list[str]) -> Rows:
     seed = noise_seed(training)
-    data, where = _open(args, "train", "")
+    data, where = _open(args, "train", "", notes)
     data = sample(data, args.max_train_samples, seed=seed)
     labels = _labels(data, where, spec, args)
     if labels is None or not args.label_noise:
@@ -164,12 +167,12 @@ def _read_train(args: ScriptArguments, training: Any, spec: GlueTask) -> Rows:
     return Rows(data, *flip_labels(labels, len(spec.classes), share=args.label_noise, seed=seed))
 
 
-def _open(args: ScriptArguments, split: str, name: str) -> tuple[Dataset, str]:
+def _open(args: ScriptArguments, split: str, name: str, notes: list[str]) -> tuple[Dataset, str]:
     """Return one set and how the user named it."""
     argument = f"{split}_mismatched_file" if name == "mismatched" else f"{split}_file"
     path = getattr(args, argument)
     if path:
-        return read_file(argument, path, args), f"--{argument} {path}"
+        return read_file(argument, path, args, notes), f"--{argument} {path}"
     if any(getattr(args, file) for file in args.given_files()):
         flag = {"train": "--do_train", "validation": "--do_eval", "test": "--do_predict"}[split]
         raise UserError(f"--{argument} is missing, and other local files are given: add it, or {flag} False.")

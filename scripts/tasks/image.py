@@ -8,16 +8,16 @@ from typing import Any
 from transformers import AutoModelForImageClassification
 
 from scripts.common.arguments import ScriptArguments
+from scripts.common.data import read_folder
 from scripts.common.errors import UserError
 from scripts.common.facts import Facts
-from scripts.common.images import Images, find_image_column, image_data, load_processor
+from scripts.common.images import Images, find_files, find_image_column, image_data, load_processor
 from scripts.common.labelled import Labelled, label_sets, loss_of
 from scripts.common.models import add_lora, load_config, load_model, set_labels
 from scripts.common.predictions import formatter
 from scripts.common.problem import describe
 from scripts.common.reading.columns import find_label_columns
-from scripts.common.reading.image_files import read_image_folder
-from scripts.common.reading.sources import Tables, read_splits
+from scripts.common.reading.sources import Tables, name_as_first, read_splits
 from scripts.common.repeated import count_repeated_images, repeated_text
 from scripts.common.scores import check_best_metric, make_scores
 from scripts.tasks.base import Split, Task
@@ -33,7 +33,7 @@ DEFAULTS: dict[str, Any] = {
 def build(args: ScriptArguments, training: Any) -> Task:
     """Read the data and the model."""
     args.refuse("image", "text_column", "text_pair_column")
-    tables = read_splits(args, training, "images", read_image_folder)
+    tables = read_splits(args, training, "images", read_folder)
     name = args.dataset_name or "local images"
     return assemble(args, training, tables, card={"dataset": name, "dataset_args": args.dataset_config_name})
 
@@ -49,6 +49,9 @@ def assemble(args: ScriptArguments, training: Any, tables: Tables, *, card: dict
     )  # fmt: skip
     if "train" not in tables and args.model_name_or_path is None:
         raise UserError("--do_train False evaluates a trained model: give it with --model_name_or_path.")
+    name_as_first(tables, "image", column, labels)
+    for table in tables.values():
+        find_files(table, column)
     config = load_config(args, None, keep_labels=True)
     found = label_sets(args, training, tables, labels, config, facts)
     check_best_metric(training, found.problem.kind)
@@ -60,7 +63,7 @@ def assemble(args: ScriptArguments, training: Any, tables: Tables, *, card: dict
     for split, table in found.tables.items():
         data = image_data(table, column)
         sets[split] = Images(data, table.where, column, found.labels.get(split), processor)
-    _describe(found, sets, facts, column, labels)
+    _describe(found, tables, sets, facts, column, labels)
     shown = {"tasks": "image-classification", **{key: value for key, value in card.items() if value}}
     return _task(args, training, found, sets, model=model, processing_class=processor, card=shown, facts=facts)
 
@@ -83,11 +86,13 @@ def _task(args: ScriptArguments, training: Any, found: Labelled, sets: dict[str,
     )
 
 
-def _describe(found: Labelled, sets: dict[str, Images], facts: Facts, column: str, labels: list[str]) -> None:
+def _describe(
+    found: Labelled, tables: Tables, sets: dict[str, Images], facts: Facts, column: str, labels: list[str]
+) -> None:
     facts.sources = {split: table.where for split, table in found.tables.items()}
     facts.columns = f"image from {column}, label from {', '.join(labels)}"
     facts.problem = f"{found.problem.kind}: {found.problem.rule}"
-    facts.notes += [f"{table.where}: {note}" for table in found.tables.values() for note in table.notes]
+    facts.notes += [f"{split}: {note}" for split, table in tables.items() for note in table.notes]
     if "train" not in sets:
         return
     table = found.tables["train"]

@@ -16,7 +16,7 @@ from scripts.common.predictions import formatter
 from scripts.common.problem import describe
 from scripts.common.reading.columns import Columns, find_columns
 from scripts.common.reading.plain_text import read_text_folder
-from scripts.common.reading.sources import Tables, read_splits
+from scripts.common.reading.sources import Tables, name_as_first, read_splits
 from scripts.common.reading.tables import Table
 from scripts.common.repeated import count_contradictions, count_repeated, repeated_text
 from scripts.common.scores import check_best_metric, make_scores
@@ -85,8 +85,11 @@ def _columns(args: ScriptArguments, tables: Tables, facts: Facts) -> Columns:
     )  # fmt: skip
     columns.labels = columns.labels or [args.label_column or "label"]  # a set to predict on may have them or not
     facts.columns = f"text from {' and '.join(columns.texts)}, label from {', '.join(columns.labels)}"
-    facts.notes += [f"{first.where}: {note}" for note in columns.notes]
-    facts.notes += [f"{table.where}: {note}" for table in tables.values() for note in table.notes]
+    name_as_first(tables, "text", columns.texts[0], columns.labels)
+    facts.notes += columns.notes
+    facts.notes += [f"{split}: {note}" for split, table in tables.items() for note in table.notes]
+    for table in tables.values():  # before rows are chosen, so that a row has its number in the file
+        text_values(table, columns.texts)
     return columns
 
 

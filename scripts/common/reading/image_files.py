@@ -6,13 +6,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from scripts.common.errors import UserError, one_line
-from scripts.common.reading.class_folders import list_class_folders
-from scripts.common.reading.tables import Table
 
 READABLE = frozenset(
     {
@@ -24,22 +21,6 @@ READABLE = frozenset(
 UNREADABLE = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".jxl", ".dcm"})
 # Modes that become RGB as people see them. The others hold more than 8 bits a channel, which convert("RGB") clips.
 _EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-
-
-def read_image_folder(argument: str, path: str, flat: bool) -> Table:
-    """Return the images of a folder with one folder of them per class (or flat, to predict on) by their paths.
-
-    Raises:
-        UserError: if there are no classes, or a file is an image that cannot be read.
-    """
-    where, root = f"--{argument} {path}", Path(path)
-    found = list_class_folders(where, root, READABLE | UNREADABLE, "images", flat=flat)
-    check_images(where, found.files, [str(file.relative_to(root)) for file in found.files])
-    columns: dict[str, list[Any]] = {
-        "image": [str(file.absolute()) for file in found.files],
-        "file": [str(file.relative_to(root)) for file in found.files],
-    }
-    return Table(where, columns | ({"label": found.labels} if found.labels else {}), found.notes)
 
 
 def check_images(where: str, files: Sequence[Path], names: Sequence[str]) -> None:

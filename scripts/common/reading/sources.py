@@ -44,6 +44,14 @@ def read_splits(args: ScriptArguments, training: Any, what: str, read_folder: Re
     return tables
 
 
+def name_as_first(tables: Tables, read: str, wanted: str, labels: list[str]) -> None:
+    """Give what was read from folders the column names of the first set, which may come from a file."""
+    for table in tables.values():
+        if table.where.partition(" ")[0].endswith("_dir") and isinstance(table.source, dict):
+            names = {read: wanted, **({"label": labels[0]} if len(labels) == 1 else {})}
+            table.source = {names.get(name, name): values for name, values in table.source.items()}
+
+
 def _read_split(args: ScriptArguments, split: str, read_folder: ReadFolder) -> Table | None:
     file, folder = getattr(args, f"{split}_file"), getattr(args, f"{split}_dir")
     sources = [name for name in (f"{split}_file", f"{split}_dir", "dataset_name") if getattr(args, name)]

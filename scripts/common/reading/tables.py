@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class Table:
     where: str
     source: dict[str, list[Any]] | Dataset
     notes: list[str] = field(default_factory=list)
+    folder: Path | None = None  # where the file lies, to which paths in it are relative
 
     @property
     def names(self) -> list[str]:
@@ -70,9 +71,9 @@ class Table:
     def select(self, rows: list[int]) -> Table:
         """Return these rows, in this order."""
         if isinstance(self.source, Dataset):
-            return Table(self.where, self.source.select(rows), self.notes)
+            return replace(self, source=self.source.select(rows))
         chosen = {name: [values[row] for row in rows] for name, values in self.source.items()}
-        return Table(self.where, chosen, self.notes)
+        return replace(self, source=chosen)
 
 
 def _named(value: Any, names: list[str]) -> Any:
@@ -106,7 +107,7 @@ def read_table(argument: str, path: str, *, encoding: str | None = None, separat
         ".txt": lambda: read_lines(text, where),
     }
     columns, notes = readers.get(ending, lambda: read_json(text, where, lines=True))()
-    table = Table(where, columns, [note, *notes] if note else notes)
+    table = Table(where, columns, [note, *notes] if note else notes, file.absolute().parent)
     if len(table) == 0:
         raise UserError(f"{where} is empty: at least one row is needed.")
     return table
