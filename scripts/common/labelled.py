@@ -46,7 +46,7 @@ def label_sets(
     shown = ", ".join(map(repr, columns[:3])) + (", ..." if len(columns) > 3 else "")
     if "train" in tables:
         table = tables["train"]
-        values = label_values(table, columns) or []
+        values = label_values(table, columns, empty=args.problem == "multilabel") or []
         problem = find_problem(
             values, f"{table.where}, {shown}", asked=args.problem, names=table.class_names(columns[0]),
             separator=args.label_separator,
@@ -61,7 +61,10 @@ def label_sets(
     _check_arguments(args, training, problem)
     facts.warnings += problem.warnings
     tables = {split: _cut(args, training, split, tables[split]) for split in SPLITS if split in tables}
-    found = {split: label_values(table, columns, optional=split == "test") for split, table in tables.items()}
+    empty = problem.kind == "multilabel"
+    found = {
+        split: label_values(table, columns, optional=split == "test", empty=empty) for split, table in tables.items()
+    }
     written = {split: values for split, values in found.items() if values is not None}
     if "test" in written and _are_no_classes(tables["test"], written["test"], problem):
         del written["test"]

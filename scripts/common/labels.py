@@ -15,10 +15,13 @@ from scripts.common.reading.tables import Table
 _TRUE, _FALSE = {"1", "true", "1.0"}, {"0", "false", "0.0", ""}
 
 
-def label_values(table: Table, columns: Sequence[str], *, optional: bool = False) -> list[Any] | None:
+def label_values(
+    table: Table, columns: Sequence[str], *, optional: bool = False, empty: bool = False
+) -> list[Any] | None:
     """Return the labels as they stand in the rows; with several columns the names of those that are 1.
 
-    None where labels are optional, as in a set to predict on, and no row has one.
+    None where labels are optional, as in a set to predict on, and no row has one. With `empty` a row may have no label
+    of several that it could have.
 
     Raises:
         UserError: if rows lack their label.
@@ -37,9 +40,12 @@ def label_values(table: Table, columns: Sequence[str], *, optional: bool = False
     without = [row for row, value in enumerate(values) if _is_missing(value)]
     if optional and len(without) == len(values):
         return None
+    if empty:
+        return [[] if _is_missing(value) else value for value in values]
     if without:
         raise UserError(
-            f"{table.where}, {rows_text(without)}: {columns[0]!r} is missing: fill it in or remove the row."
+            f"{table.where}, {rows_text(without)}: {columns[0]!r} is missing or NaN: fill it in or remove the row "
+            "(--problem multilabel: a row may have no label)."
         )
     return list(values)
 
@@ -78,9 +84,9 @@ def encode(values: Sequence[Any], problem: Problem, where: str) -> list[Any]:
     if problem.kind == "classification":
         return [numbers[names[0]] for names in entries]
     rows = [[0.0] * len(numbers) for _ in entries]
-    for row, names in zip(rows, entries, strict=True):
+    for there, names in zip(rows, entries, strict=True):
         for name in names:
-            row[numbers[name]] = 1.0
+            there[numbers[name]] = 1.0
     return rows
 
 

@@ -84,9 +84,8 @@ def find_problem(
 def _decide(values: Sequence[Any], separator: str) -> tuple[Kind, str]:
     numbers = [as_number(value, comma=_has_commas(values)) for value in values if not isinstance(value, bool)]
     if not numbers or any(math.isnan(number) for number in numbers):
-        texts = [str(value) for value in values]
-        parts = {part for text in texts for part in split_label(text, separator)}
-        if any(separator in text for text in texts) and len(parts) < len(set(texts)):
+        parts = [part for text in {str(value) for value in values} for part in split_label(text, separator)]
+        if any(separator in str(value) for value in values) and len(set(parts)) < len(parts):  # a part is there twice
             return "multilabel", f"labels hold several names, with {separator!r} between them"
         return "classification", "labels are names" if numbers else "labels are true or false"
     if all(_is_integer(value) for value in values):

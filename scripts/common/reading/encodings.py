@@ -47,8 +47,8 @@ def decode(content: bytes, where: str, encoding: str | None = None) -> tuple[str
     for mark, name in _MARKS:
         if content.startswith(mark):
             return _as(content, where, name), None if name == "utf-8-sig" else f"read as {name.upper()}"
-    if (name := _wide(content)) is not None:
-        return _as(content, where, name), f"read as {name.upper()}, without a byte order mark"
+    if (wide := _wide(content)) is not None:
+        return _as(content, where, wide), f"read as {wide.upper()}, without a byte order mark"
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

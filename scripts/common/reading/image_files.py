@@ -59,6 +59,7 @@ def fault_of(image: Image.Image) -> str | None:
     """Return why an opened image would be read wrongly as RGB, None if it would not."""
     if image.mode not in _EIGHT_BITS:
         return f"more than 8 bits a pixel (mode {image.mode}), which would be clipped: scale them to 8"
-    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
-        return f"{image.n_frames} pages or channels, of which the first alone would be read"
+    pages = getattr(image, "n_frames", 1) if image.format == "TIFF" else 1
+    if pages > 1:
+        return f"{pages} pages or channels, of which the first alone would be read"
     return None

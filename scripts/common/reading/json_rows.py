@@ -20,6 +20,7 @@ def read_json(text: str, where: str, *, lines: bool = False) -> tuple[Columns, l
     if not text.strip():
         raise UserError(f"{where} is empty: at least one row is needed.")
     notes: list[str] = []
+    rows: Any
     if lines:
         rows = _lines(text, where)
     else:

@@ -69,18 +69,22 @@ def _candidates(text: str, separator: str | None, *, tabs: bool) -> list[str]:
 
 def _read(text: str, mark: str) -> _Reading:
     """Read quotes as quotes, unless they are characters of the texts: then each line is a record without them."""
-    quoted = _parse(text, mark, csv.QUOTE_MINIMAL)
+    quoted = _parse(text, mark, quotes=True)
     if '"' not in text:
         return quoted
-    plain = _parse(text, mark, csv.QUOTE_NONE)
+    plain = _parse(text, mark, quotes=False)
     swallowed = mark != _NONE and len(plain.records) != len(quoted.records)
     if plain.fault is None and (quoted.fault is not None or swallowed):
         return plain
     return quoted
 
 
-def _parse(text: str, mark: str, quoting: int) -> _Reading:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, quoting=quoting, strict=True)
+def _parse(text: str, mark: str, *, quotes: bool) -> _Reading:
+    lines = io.StringIO(text, newline="")
+    if quotes:
+        reader = csv.reader(lines, delimiter=mark, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter=mark, quoting=csv.QUOTE_NONE)
     records: list[list[str]] = []
     fault = None
     try:
