@@ -48,7 +48,7 @@ def read_folder(argument: str, path: str, flat: bool = False) -> Table:
     names = [str(file.relative_to(root)) for file in found.files]
     check_images(where, found.files, names)
     columns = {"image": [str(file.absolute()) for file in found.files], "file": names}
-    return Table(where, columns | ({"label": found.labels} if found.labels else {}), found.notes)
+    return Table(where, columns | ({"label": found.labels} if found.labels else {}), found.notes, unnamed=True)
 
 
 def read_hub(name: str, config: str | None, split: str, where: str) -> Dataset:

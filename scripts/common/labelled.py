@@ -84,8 +84,9 @@ def loss_of(found: Labelled, training: Any) -> Loss:
     """Return the loss of this kind of problem."""
     if found.problem.kind == "regression":
         return regression_loss()
-    make = multilabel_loss if found.problem.kind == "multilabel" else classification_loss
-    return make(training.label_smoothing_factor, found.weights)
+    if found.problem.kind == "multilabel":
+        return multilabel_loss(found.weights)
+    return classification_loss(training.label_smoothing_factor, found.weights)
 
 
 def _hold_out(args: ScriptArguments, tables: Tables, values: Sequence[Any], problem: Problem, facts: Facts) -> Tables:
@@ -122,10 +123,9 @@ def _cut(args: ScriptArguments, training: Any, split: str, table: Table) -> Tabl
 def _check_arguments(args: ScriptArguments, training: Any, problem: Problem) -> None:
     if args.label_noise and problem.kind != "classification":
         raise UserError(f"--label_noise flips classes, and the labels are {problem.kind}: leave it at 0.")
-    if problem.kind == "regression":
-        for name, value in (
-            ("class_weights", args.class_weights),
-            ("label_smoothing_factor", training.label_smoothing_factor),
-        ):
-            if value:
-                raise UserError(f"--{name} is for classes, and the labels are numbers: leave it out.")
+    if problem.kind == "regression" and args.class_weights:
+        raise UserError("--class_weights is for classes, and the labels are numbers: leave it out.")
+    if problem.kind != "classification" and training.label_smoothing_factor:
+        raise UserError(
+            f"--label_smoothing_factor is for one class a row, and the labels are {problem.kind}: leave it at 0."
+        )

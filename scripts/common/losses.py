@@ -34,7 +34,7 @@ def classification_loss(label_smoothing: float = 0.0, weights: Sequence[float] |
     return loss
 
 
-def multilabel_loss(label_smoothing: float = 0.0, weights: Sequence[float] | None = None) -> Loss:
+def multilabel_loss(weights: Sequence[float] | None = None) -> Loss:
     """Return binary cross-entropy as Trainer's `compute_loss_func`; weights are those of a label that is there.
 
     Trainer counts the labels of all classes as items, so that dividing by them is the mean over rows and classes.
@@ -42,10 +42,9 @@ def multilabel_loss(label_smoothing: float = 0.0, weights: Sequence[float] | Non
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         logits = _logits(outputs).float()
-        wanted = labels.to(logits) * (1 - label_smoothing) + label_smoothing / 2
         total = functional.binary_cross_entropy_with_logits(
             logits,
-            wanted,
+            labels.to(logits),
             reduction="sum",
             pos_weight=None if weights is None else logits.new_tensor(weights),
         )

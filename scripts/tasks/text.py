@@ -72,7 +72,7 @@ def build(args: ScriptArguments, training: Any) -> Task:
 
 def _read_folder(args: ScriptArguments, argument: str, path: str, flat: bool) -> Table:
     where = f"--{argument} {path}"
-    return Table(where, *read_text_folder(where, Path(path), encoding=args.encoding, flat=flat))
+    return Table(where, *read_text_folder(where, Path(path), encoding=args.encoding, flat=flat), unnamed=True)
 
 
 def _columns(args: ScriptArguments, tables: Tables, facts: Facts) -> Columns:

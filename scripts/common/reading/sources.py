@@ -45,9 +45,9 @@ def read_splits(args: ScriptArguments, training: Any, what: str, read_folder: Re
 
 
 def name_as_first(tables: Tables, read: str, wanted: str, labels: list[str]) -> None:
-    """Give what was read from folders the column names of the first set, which may come from a file."""
+    """Give what has no column names of its own, as folders have not, those of the first set."""
     for table in tables.values():
-        if table.where.partition(" ")[0].endswith("_dir") and isinstance(table.source, dict):
+        if table.unnamed and isinstance(table.source, dict):
             names = {read: wanted, **({"label": labels[0]} if len(labels) == 1 else {})}
             table.source = {names.get(name, name): values for name, values in table.source.items()}
 

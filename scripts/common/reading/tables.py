@@ -30,6 +30,7 @@ class Table:
     source: dict[str, list[Any]] | Dataset
     notes: list[str] = field(default_factory=list)
     folder: Path | None = None  # where the file lies, to which paths in it are relative
+    unnamed: bool = False  # whether what was read has no names for its columns, so that these are ours
 
     @property
     def names(self) -> list[str]:
@@ -107,7 +108,7 @@ def read_table(argument: str, path: str, *, encoding: str | None = None, separat
         ".txt": lambda: read_lines(text, where),
     }
     columns, notes = readers.get(ending, lambda: read_json(text, where, lines=True))()
-    table = Table(where, columns, [note, *notes] if note else notes, file.absolute().parent)
+    table = Table(where, columns, [note, *notes] if note else notes, file.absolute().parent, ending == ".txt")
     if len(table) == 0:
         raise UserError(f"{where} is empty: at least one row is needed.")
     return table

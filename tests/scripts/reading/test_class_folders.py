@@ -40,7 +40,9 @@ def test_names_of_sets_and_patterns_are_names(classes: tuple[str, str], tmp_path
 
 
 def test_what_is_left_out_and_what_lies_deeper_is_said(tmp_path: Path) -> None:
-    root = put(tmp_path, "a/1.png", "a/deep/er/2.png", "b/3.PNG", "loose.png", "a/._1.png", "a/Thumbs.db", "empty/x.txt")
+    root = put(
+        tmp_path, "a/1.png", "a/deep/er/2.png", "b/3.PNG", "loose.png", "a/._1.png", "a/Thumbs.db", "empty/x.txt"
+    )
     found = list_class_folders("x", root, ENDINGS, "images", flat=False)
     assert [str(file.relative_to(root)) for file in found.files] == ["a/1.png", "a/deep/er/2.png", "b/3.PNG"]
     assert found.labels == ["a", "a", "b"]

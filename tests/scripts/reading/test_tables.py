@@ -67,7 +67,9 @@ def test_objects_in_rows_become_columns_and_gaps_are_missing(tmp_path: Path) -> 
 
 def test_parquet_keeps_its_classes_and_a_category_is_text(tmp_path: Path) -> None:
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
-    Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features).to_parquet(tmp_path / "a.parquet")
+    Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1]}, features=features).to_parquet(
+        tmp_path / "a.parquet"
+    )
     table = read_table("train_file", str(tmp_path / "a.parquet"))
     assert table.class_names("label") == ["no", "yes"]
     assert table.values("label") == ["yes", "no", None]  # -1 says that a row has no label
