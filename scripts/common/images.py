@@ -24,7 +24,7 @@ from scripts.common.reading.tables import Table
 
 _IN_MEMORY = 2**30  # bytes of pixels up to which decoding once beats decoding in every epoch
 _CHUNK = 256
-_USUAL = ("image", "img", "images", "picture", "photo", "image_path", "img_path", "file_name", "filename", "path")
+_USUAL = ("image", "img", "images", "image_path", "img_path", "file_name", "filename", "path")
 
 
 class Images(TorchDataset):
@@ -108,9 +108,12 @@ def find_files(table: Table, column: str) -> None:
     """Turn the paths in a file into those of images: relative to the file, or else to the working directory.
 
     Raises:
-        UserError: if a row has none, or files are missing or cannot be read.
+        UserError: if a row has none, or files are missing or cannot be read, or the column holds no images.
     """
-    if isinstance(table.source, Dataset) or table.folder is None:
+    if isinstance(table.source, Dataset):
+        table.source = as_images(table.source, table.where, column)
+        return
+    if table.folder is None:  # a folder of images, whose paths we listed
         return
     paths = table.values(column)
     wrong = next((row for row, path in enumerate(paths) if not isinstance(path, str) or not path.strip()), None)
@@ -122,13 +125,9 @@ def find_files(table: Table, column: str) -> None:
 
 
 def image_data(table: Table, column: str) -> Dataset:
-    """Return the rows of a table as a data set that decodes its images.
-
-    Raises:
-        UserError: if the column holds no images.
-    """
+    """Return the rows of a table as a data set that decodes its images."""
     if isinstance(table.source, Dataset):
-        return as_images(table.source, table.where, column)
+        return table.source
     data = Dataset.from_dict({column: table.values(column)}, features=Features({column: ImageFeature()}))
     if len(data) != len(table):
         raise UserError(f"{table.where}: {len(table):,} images found, {len(data):,} read.")

@@ -43,7 +43,7 @@ def read_separated(text: str, where: str, separator: str | None, *, tabs: bool =
     if first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # Excel's own way to say it
         separator, text = separator or first.strip()[4], rest
     if not text.strip():
-        raise UserError(f"{where} is empty: a header with the names of the columns is needed.")
+        raise UserError(f"{where} is empty and cannot be read: a header with the names of the columns is needed.")
     readings = {mark: _read(text, mark) for mark in _candidates(text, separator, tabs=tabs)}
     mark = max(readings, key=lambda m: (readings[m].fault is None, len(readings[m].records[0])))
     reading = readings[mark]
