@@ -82,7 +82,8 @@ def find_problem(
 
 
 def _decide(values: Sequence[Any], separator: str) -> tuple[Kind, str]:
-    numbers = [as_number(value, comma=_has_commas(values)) for value in values if not isinstance(value, bool)]
+    comma = _has_commas(values)
+    numbers = [as_number(value, comma=comma) for value in values if not isinstance(value, bool)]
     if not numbers or any(math.isnan(number) for number in numbers):
         parts = [part for text in {str(value) for value in values} for part in split_label(text, separator)]
         if any(separator in str(value) for value in values) and len(set(parts)) < len(parts):  # a part is there twice
