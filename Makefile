@@ -6,6 +6,8 @@ VENV          := .venv
 VENV_LOWEST   := .venv-lowest
 STAMP         := $(VENV)/.installed
 STAMP_LOWEST  := $(VENV_LOWEST)/.installed
+# DeepSpeed, which accelerate imports wherever it is installed: only where its tests run.
+STAMP_ENGINES := $(VENV)/.installed-engines
 # The tests come in three parts, and the full products that only one run in many needs.
 FAST          := not slow and not data and not distributed and not gpu and not everything
 SLOW          := (slow or data or gpu) and not distributed and not everything
@@ -31,13 +33,15 @@ SHELL       := bash
 # Nothing here needs the network once the packages are installed.
 test test-% run bench results: export HF_HUB_OFFLINE = 1
 test test-% run bench results: export TOKENIZERS_PARALLELISM = false
-# accelerate imports DeepSpeed wherever it is installed, which says on stdout that it found no GPU unless told so.
+# Where DeepSpeed is installed, it says on stdout that it found no GPU unless told so.
 test test-% run bench results: export DS_ACCELERATOR = cpu
+# Where the caller forbids to keep compiled files, every process of a test compiles all test files again.
+test test-%: export PYTHONDONTWRITEBYTECODE =
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## install everything into .venv (nothing to do when it is up to date)
+setup: $(STAMP)  ## install into .venv what all but test-distributed needs (nothing to do when it is up to date)
 
 run: $(STAMP)  ## the main job: AdamW against SAM on noisy digits, side by side
 	@$(VENV)/bin/python scripts/side_by_side.py
@@ -48,12 +52,12 @@ test: $(STAMP)  ## the fast tests
 test-slow: $(STAMP)  ## the slow ones and real data
 	@$(VENV)/bin/python -m pytest $(PARALLEL) --durations=15 -m "$(SLOW)" $(PYTEST_ARGS)
 
-test-distributed: $(STAMP)  ## those that start several processes, one after the other
+test-distributed: $(STAMP_ENGINES)  ## those that start several processes, one after the other
 	@$(VENV)/bin/python -m pytest --durations=15 -m "$(DISTRIBUTED)" $(PYTEST_ARGS)
 
 test-all: test test-slow test-distributed  ## all of the above
 
-test-everything: $(STAMP)  ## the full products too, of which the others run a covering part (an hour)
+test-everything: $(STAMP_ENGINES)  ## the full products too, of which the others run a covering part (an hour)
 	@$(VENV)/bin/python -m pytest $(PARALLEL) --durations=15 -m "$(EVERYTHING)" $(PYTEST_ARGS)
 
 test-floor: $(STAMP_LOWEST)  ## test-all with the lowest supported versions (large download)
@@ -98,7 +102,10 @@ define install
 endef
 
 $(STAMP): pyproject.toml constraints.txt
-	$(call install,$(PYTHON),$(VENV),constraints.txt,$(strip scripts,test,dev,deepspeed))
+	$(call install,$(PYTHON),$(VENV),constraints.txt,$(strip scripts,test,dev))
+
+$(STAMP_ENGINES): $(STAMP)
+	$(call install,$(PYTHON),$(VENV),constraints.txt,deepspeed)
 
 $(STAMP_LOWEST): pyproject.toml constraints-lowest.txt
 	$(call install,$(PYTHON_LOWEST),$(VENV_LOWEST),constraints-lowest.txt,$(strip scripts,test))

@@ -12,7 +12,8 @@ from hf_sam.functional import sharpness_aware_grad
 from hf_sam.rho_search.find_rho import find_rho
 from hf_sam.rho_search.recommendation import RangeTest
 from hf_sam.step_context import StepContext
-from hf_sam.trainer.arguments import SAMTrainingArguments
+from hf_sam.trainer.arguments import SAMSeq2SeqTrainingArguments, SAMTrainingArguments
+from hf_sam.trainer.messages import name_the_package
 from hf_sam.trainer.trainer import SAMSeq2SeqTrainer, SAMTrainer, SAMTrainerMixin
 from hf_sam.variants import (
     ASAM,
@@ -32,6 +33,8 @@ from hf_sam.variants import (
     Variant,
 )
 
+name_the_package(__name__)
+
 __version__ = "0.1.0.dev0"
 
 __all__ = [  # noqa: RUF022 (by subject, not by letter)
@@ -42,6 +45,7 @@ __all__ = [  # noqa: RUF022 (by subject, not by letter)
     # configuration
     "SAMConfig",
     "SAMTrainingArguments",
+    "SAMSeq2SeqTrainingArguments",
     # a radius to start with
     "find_rho",
     "RangeTest",

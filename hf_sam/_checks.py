@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,11 +91,29 @@ def check_count(
     raise error(f"`{where}({name}=...)` must be a whole number {rule}, got {value!r}.")
 
 
-def checked_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
-    """Return `value`; raise ValueError, naming `argument`, unless it is one of `choices`."""
+def checked_choice(
+    argument: str, value: Any, choices: Sequence[str], other_names: Mapping[str, str] | None = None
+) -> str:
+    """Return `value`; raise ValueError, naming `argument` and what is spelt alike, unless it is one of `choices`.
+
+    Args:
+        argument: what the user typed it for.
+        value: what the user gave.
+        choices: what it may be.
+        other_names: choices by what they are called in other places.
+    """
     if value not in choices:
-        raise ValueError(f"`{argument}` must be one of {', '.join(choices)}, got {value!r}.")
+        meant = (other_names or {}).get(value.lower(), value) if isinstance(value, str) else value
+        raise ValueError(
+            f"`{argument}` must be one of {', '.join(choices)}, got {value!r}.{did_you_mean(meant, choices)}"
+        )
     return str(value)
+
+
+def did_you_mean(value: Any, choices: Iterable[str]) -> str:
+    """Return a question that names what of `choices` is spelt much like `value`; nothing where none is."""
+    near = difflib.get_close_matches(str(value).strip().lower(), list(choices), n=1) if isinstance(value, str) else []
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def known_options(argument: str, name: str, options: Iterable[str], kwargs: Mapping[str, Any] | None) -> None:
@@ -103,7 +122,10 @@ def known_options(argument: str, name: str, options: Iterable[str], kwargs: Mapp
     unknown = sorted(set(kwargs or {}) - set(options), key=str)
     if unknown:
         known = ", ".join(options) if options else "none"
-        raise ValueError(f"`{argument}_kwargs` for {name!r} has no option {unknown[0]!r}; its options: {known}.")
+        raise ValueError(
+            f"`{argument}_kwargs` for {name!r} has no option {unknown[0]!r}; its options: {known}."
+            + did_you_mean(unknown[0], options)
+        )
 
 
 def parsed_kwargs(argument: str, value: Any, example: str) -> dict[str, Any] | None:

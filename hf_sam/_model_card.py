@@ -22,9 +22,18 @@ def with_section(card: str, section: str, *, end: str, before: str | None = None
         >>> with_section(card, "## Flatness\n2\n<!-- end -->\n", end="<!-- end -->")
         '# Model\n\n## Flatness\n2\n<!-- end -->\n'
     """
-    heading = section.partition("\n")[0]
-    card = re.sub(rf"{re.escape(heading)}\n.*?\n{re.escape(end)}(\n\n?|\Z)", "", card, flags=re.DOTALL)
+    card = re.sub(_pattern(section.partition("\n")[0], end), "", card, flags=re.DOTALL)
     if before is None or before not in card:
         return f"{card.rstrip()}\n\n{section}"
     above, below = card.split(before, 1)
     return f"{above}{section}\n{before}{below}"
+
+
+def section_in(card: str, heading: str, *, end: str) -> str | None:
+    """Return the section of a card that begins with `heading` and ends with the line `end`; None if there is none."""
+    found = re.search(_pattern(heading, end), card, flags=re.DOTALL)
+    return found.group().rstrip() + "\n" if found else None
+
+
+def _pattern(heading: str, end: str) -> str:
+    return rf"{re.escape(heading)}\n.*?\n{re.escape(end)}(\n\n?|\Z)"

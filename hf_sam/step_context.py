@@ -3,7 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
+
+from torch import Tensor
+
+NO_RATE = (
+    "`%s` follows the learning rate, and the optimizer has none in its parameter groups. Give it one (Adafactor: "
+    "relative_step=False and an lr), or choose something else."
+)
+
+
+def at_hand(lr: float | Tensor) -> float | Tensor:
+    """Return a learning rate as a number, except where that would wait for an accelerator."""
+    return lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
 
 
 class StepContext(NamedTuple):
@@ -12,9 +25,9 @@ class StepContext(NamedTuple):
     Attributes:
         step: optimizer steps taken so far, >= 0.
         steps: optimizer steps of the whole run; 0 if not known.
-        warmup_steps: of the learning rate.
-        lr: learning rate of the coming step (of the first parameter group).
-        peak_lr: the learning rate that the schedule is a fraction of.
+        warmup_steps: of the learning rate: at this step it has warmed up.
+        lr: largest learning rate of the coming step among the groups that train; None where the optimizer has none.
+        peak_lr: the largest one of the run, as far as it is known; 0 where it was not asked for.
         seed: of the run.
         optimizer: the user's, for variants that read its state; None where there is none.
         passes: over the training data so far, >= 0; None if not known.
@@ -23,8 +36,8 @@ class StepContext(NamedTuple):
     step: int = 0
     steps: int = 0
     warmup_steps: int = 0
-    lr: float = 0.0
-    peak_lr: float = 0.0
+    lr: float | Tensor | None = 0.0
+    peak_lr: float | Tensor = 0.0
     seed: int = 0
     optimizer: Any = None
     passes: float | None = None
@@ -33,3 +46,24 @@ class StepContext(NamedTuple):
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]; 0 if its length is not known."""
         return min(self.step / self.steps, 1.0) if self.steps else 0.0
+
+    def known_lr(self, needed_by: str) -> float | Tensor:
+        """Return `lr`.
+
+        Raises:
+            ValueError: if there is none, naming what needs it.
+        """
+        if self.lr is None:
+            raise ValueError(NO_RATE % needed_by)
+        return self.lr
+
+    def rates_of(self, params: Iterable[Tensor], needed_by: str) -> list[float | Tensor]:
+        """Return the learning rate of each parameter: its group's; `lr` for one that the optimizer does not hold.
+
+        Raises:
+            ValueError: if there is none, naming what needs it.
+        """
+        groups = getattr(self.optimizer, "param_groups", None) or []
+        groups = [group for group in groups if group.get("lr") is not None]
+        rates = {id(p): lr for group in groups for lr in [at_hand(group["lr"])] for p in group["params"]}
+        return [rates[id(p)] if id(p) in rates else self.known_lr(needed_by) for p in params]

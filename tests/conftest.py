@@ -5,21 +5,25 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 # Before transformers is imported: a test that reached for the Hub would hang where there is no network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two threads on a busy two-core machine are slower than one, and one adds in a fixed order. For processes of tests too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
-from transformers import set_seed
-from transformers.utils import logging as transformers_logging
 
-# Two threads on a busy two-core machine are slower than one, and one adds in a fixed order.
-torch.set_num_threads(1)
-transformers_logging.disable_progress_bar()
+# Nothing heavy is imported above functions: the process that only hands out tests to others would wait for it.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Look for examples in the docstrings of the package only: to look is to import, helpers and workers too."""
+    found = yield
+    return [each for each in found if type(each) is pytest.Module]
 
 
 def pytest_collection_finish() -> None:
@@ -31,11 +35,18 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Start every test from the same random streams."""
+    from transformers import set_seed
+
     set_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a GPU where there is none."""
+    """Compute on one thread and show no bars; skip what needs a GPU where there is none."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    torch.set_num_threads(1)
+    transformers_logging.disable_progress_bar()
     if torch.cuda.is_available():
         return
     for item in items:
@@ -46,6 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def group(tmp_path: Path) -> Iterator[None]:
     """A process group of one, for what shards and replicas do in one process."""
+    import torch
+
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()

@@ -89,7 +89,7 @@ def test_a_wrong_type_of_count_raises_what_was_asked_for() -> None:
         check_count("Where", "x", 0, wrong_type=TypeError)
 
 
-@pytest.mark.parametrize("value", ["c", "", None, 0, ["a"], "A"])
+@pytest.mark.parametrize("value", ["c", "", None, 0, ["a"]])
 def test_what_is_no_choice_is_refused_with_the_choices(value: Any) -> None:
     assert checked_choice("Where(x=...)", "a", ("a", "b")) == "a"
     with pytest.raises(ValueError, match=r"`Where\(x=\.\.\.\)` must be one of a, b, got ") as caught:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hf_sam
-from hf_sam import VARIANTS, sharpness_aware_grad
+from hf_sam import VARIANTS, functional, sharpness_aware_grad
 from hf_sam.step_context import StepContext
 from hf_sam.variants import Variant, make_variant
 from hf_sam.vectors.vectors import global_norm
@@ -297,3 +297,115 @@ def test_the_former_name_of_the_context_still_imports_and_says_the_new_one() -> 
         assert hf_sam.Moment is StepContext
     with pytest.raises(AttributeError, match="no attribute 'Momentous'"):
         hf_sam.Momentous  # noqa: B018
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What else is given for parameters, and by whom gradients and weights are written
+# ----------------------------------------------------------------------------------------------------------------------
+def small() -> tuple[torch.nn.Module, Any]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    x = torch.randn(5, 3)
+
+    def closure() -> torch.Tensor:
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    return model, closure
+
+
+GIVEN = {
+    "model": lambda model: model,
+    "groups": lambda model: (
+        torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2].parameters()}]).param_groups
+    ),
+    "named groups": lambda model: torch.optim.SGD(model.named_parameters(), lr=0.1).param_groups,
+    "raw groups": lambda model: [
+        {"params": model[0].parameters()},
+        {"params": model[2].weight},
+        {"params": model[2].bias},
+    ],
+}
+
+
+@pytest.mark.parametrize("give", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("variant", ["sam", "asam"])
+def test_parameters_come_as_a_model_or_in_groups_too(variant: str, give: Any) -> None:
+    found = []
+    for form in (lambda model: model.named_parameters(), give):
+        model, closure = small()
+        sharpness_aware_grad(closure, form(model), rho=0.3, variant=variant)
+        found.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+WRONG = {
+    "optimizer": (lambda model: torch.optim.SGD(model.parameters()), "give its `param_groups`"),
+    "dict": (lambda model: dict(model.named_parameters()), "such as model.parameters.., got a dict"),
+    "names": (lambda model: list(dict(model.named_parameters())), "got one with a str"),
+    "number": (lambda model: 3, "got a int"),
+    "tensor": (lambda model: model[0].weight, "got a Parameter"),
+}
+
+
+@pytest.mark.parametrize(("give", "said"), WRONG.values(), ids=WRONG)
+def test_other_parameters_are_refused_with_what_they_are(give: Any, said: str) -> None:
+    model, closure = small()
+    with pytest.raises(TypeError, match=said):
+        sharpness_aware_grad(closure, give(model))
+
+
+def test_a_loss_in_place_of_the_closure_and_buffers_by_name_are_refused() -> None:
+    model, closure = small()
+    with pytest.raises(TypeError, match=r"`closure` must be a function .* got a Tensor"):
+        sharpness_aware_grad(closure(), model.parameters())
+    with pytest.raises(TypeError, match="`buffers` must be an iterable of tensors"):
+        sharpness_aware_grad(closure, model.parameters(), buffers=dict(model.named_buffers()))
+
+
+def test_a_closure_that_steps_is_refused() -> None:
+    model, closure = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def stepping() -> torch.Tensor:
+        loss = closure()
+        optimizer.step()
+        return loss
+
+    with pytest.raises(RuntimeError, match="`closure` has changed every parameter, as an optimizer's step does"):
+        sharpness_aware_grad(stepping, model.parameters())
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_gradients_from_before_are_added_to_where_that_is_asked_for(accumulate: bool) -> None:
+    model, closure = small()
+    sharpness_aware_grad(closure, model.parameters(), rho=0.3)
+    alone = [p.grad.clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    sharpness_aware_grad(closure, model.parameters(), rho=0.3, accumulate=accumulate)
+    for p, grad in zip(model.parameters(), alone, strict=True):
+        torch.testing.assert_close(p.grad, grad + float(accumulate))
+
+
+def test_gradients_that_are_dropped_are_told_once_unless_they_are_of_an_earlier_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    functional._say_dropped.cache_clear()
+    model, closure = small()
+    for _ in range(2):
+        sharpness_aware_grad(closure, model.parameters())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    model.zero_grad(set_to_none=False)
+    looksam = VARIANTS["looksam"](k=2)
+    for step in range(3):
+        sharpness_aware_grad(closure, model.parameters(), variant=looksam, context=StepContext(step=step))
+    for step in range(2):
+        sharpness_aware_grad(closure, model.parameters(), variant="random", context=StepContext(step=step))
+    assert not caplog.records
+    for _ in range(2):
+        model.zero_grad()
+        closure()
+        sharpness_aware_grad(closure, model.parameters())
+    assert [record.getMessage().count("accumulate=True") for record in caplog.records] == [1]

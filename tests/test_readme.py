@@ -51,3 +51,13 @@ def test_every_test_is_in_exactly_one_part_whatever_its_markers() -> None:
         marks = dict(zip(MARKERS, given, strict=True))
         parts = [part for part, expression in chosen.items() if eval(expression, {}, marks)]
         assert len(parts) == 1, (marks, parts)
+
+
+def test_deepspeed_is_installed_only_where_its_tests_run() -> None:
+    needed = dict(re.findall(r"^([\w-]+): \$\((STAMP\w*)\)", MAKEFILE, re.MULTILINE))
+    extras = dict(
+        re.findall(r"^\$\((STAMP\w*)\):.*\n\t\$\(call install,.*,(?:\$\(strip )?([\w,]+?)\)", MAKEFILE, re.MULTILINE)
+    )
+    with_it = {target for target, stamp in needed.items() if "deepspeed" in extras[stamp].split(",")}
+    assert with_it == {"test-distributed", "test-everything"}
+    assert {"setup", "run", "test", "lint"} <= {target for target, stamp in needed.items() if stamp == "STAMP"}

@@ -22,7 +22,7 @@ def refuse_combinations(config: Any, variant: Variant, radius: Radius) -> None:
         ValueError: naming both, the reason and the way out.
     """
     checks = [_of_one_pass(config, variant, radius)] if variant.passes != "two" else []
-    for what, reason in (*(pair for check in checks for pair in check), *_of_two(config, variant)):
+    for what, reason in (*(pair for check in checks for pair in check), *_of_two(config, variant, radius)):
         name = f"sam_variant={config.sam_variant!r}"
         raise ValueError(f"`SAMConfig({what})` does not go with {reason.format(name=name)}")
 
@@ -48,7 +48,7 @@ def _of_one_pass(config: Any, variant: Variant, radius: Radius) -> Iterator[tupl
         yield f"sam_parameters={config.sam_parameters!r}", reason
 
 
-def _of_two(config: Any, variant: Variant) -> Iterator[tuple[str, str]]:
+def _of_two(config: Any, variant: Variant, radius: Radius) -> Iterator[tuple[str, str]]:
     """Yield what two passes cannot do together."""
     what = _mixing(config, variant) if variant.passes == "two" else None
     mixes = f"{what}, which mixes in the clean gradient: that is computed "
@@ -58,6 +58,9 @@ def _of_two(config: Any, variant: Variant) -> Iterator[tuple[str, str]]:
     if config.ascent_fraction != 1 and what:
         reason = mixes + "from a part of the examples only. Leave ascent_fraction=1."
         yield f"ascent_fraction={config.ascent_fraction}", reason
+    if config.ascent_fraction != 1 and radius.steers_by_rise:
+        reason = f"rho_schedule={config.rho_schedule!r}, which needs the rise of the loss over the same examples: "
+        yield f"ascent_fraction={config.ascent_fraction}", reason + "they differ. Leave ascent_fraction=1."
     if config.rho == AUTO and not variant.adapts_radius:
         yield "rho='auto'", "{name}, whose rho is no length of a perturbation. Leave rho out for its default."
     if config.rho == AUTO and config.rho_schedule != "constant":

@@ -7,22 +7,19 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_sam._checks import check_count, check_number, checked_choice, parsed_kwargs
 from hf_sam.config.conflicts import refuse_combinations
+from hf_sam.config.field_checks import PLAIN as PLAIN  # part of what this module offers
+from hf_sam.config.field_checks import check_fields
+from hf_sam.config.near_misses import naming_near_misses
 from hf_sam.config.presets import preset_settings
-from hf_sam.gate import GATES, WARMUP, Gate, make_test
-from hf_sam.parameters.choose import checked_filter
+from hf_sam.gate import WARMUP, Gate, make_test
 from hf_sam.radius.auto import AutoRise, AutoSize
-from hf_sam.radius.controllers import SCHEDULES, make_radius
+from hf_sam.radius.controllers import make_radius
 from hf_sam.radius.schedules import AUTO, Radius
-from hf_sam.variants import VARIANTS, Variant, make_variant
-
-SCOPES = ("batch", "device", "micro_batch")
-ROUNDINGS = ("nearest", "stochastic")
-PLAIN = "none"
-"""The `sam_variant` that leaves the Trainer as it is: one pass per step, no cost."""
+from hf_sam.variants import ASAM, VARIANTS, Variant, make_variant
 
 
+@naming_near_misses
 @dataclass
 class SAMConfig:
     """How to train sharpness-aware.
@@ -46,6 +43,7 @@ class SAMConfig:
         sam_gate: a further test that a step has to pass to perturb.
         sam_gate_kwargs: options of that test; a mapping, or a JSON object as a string.
         ascent_fraction: share of the examples that the ascent gradient is computed from, in (0, 1].
+        ascent_group_size: rows of a batch, one after the other, of which `ascent_fraction` takes all or none, >= 1.
         sam_sharpness_weight: a in g + a (h - g), the gradient for the optimizer, >= 0; 1 is h.
         sam_renormalise: whether that gradient is given the length of the clean one; experimental.
 
@@ -140,6 +138,13 @@ class SAMConfig:
         default=1.0,
         metadata={"help": "Share of each step's examples that the ascent gradient is computed from, in (0, 1]."},
     )
+    ascent_group_size: int = field(
+        default=1,
+        metadata={
+            "help": "Rows of a batch that belong together (pairs: 2), one after the other: ascent_fraction takes all "
+            "of them or none. Other tensors may have one row for each such group."
+        },
+    )
     sam_sharpness_weight: float = field(
         default=1.0,
         metadata={"help": "a in g + a (h - g), the optimizer's gradient (WSAM: gamma / (1 - gamma)), >= 0; 1 is SAM."},
@@ -168,49 +173,13 @@ class SAMConfig:
 
     def __post_init__(self) -> None:
         """Check every field, then let a `TrainingArguments` further up do its own checks."""
-        checked_choice("SAMConfig(sam_variant=...)", self.sam_variant, (*VARIANTS, PLAIN))
-        checked_choice("SAMConfig(sam_scope=...)", self.sam_scope, SCOPES)
-        checked_choice("SAMConfig(sam_rounding=...)", self.sam_rounding, ROUNDINGS)
-        checked_choice("SAMConfig(rho_schedule=...)", self.rho_schedule, tuple(SCHEDULES))
-        checked_choice("SAMConfig(sam_gate=...)", self.sam_gate, GATES)
-        self._check_numbers()
-        self.sam_variant_kwargs = parsed_kwargs("sam_variant_kwargs", self.sam_variant_kwargs, '{"eta": 0.01}')
-        self.rho_schedule_kwargs = parsed_kwargs("rho_schedule_kwargs", self.rho_schedule_kwargs, '{"end": 0.1}')
-        self.sam_gate_kwargs = parsed_kwargs("sam_gate_kwargs", self.sam_gate_kwargs, '{"c_end": 0}')
-        self.sam_parameters = checked_filter(self.sam_parameters)
-        if self.sam_variant == PLAIN:
-            if self.sam_variant_kwargs:
-                raise ValueError(
-                    f"`SAMConfig(sam_variant_kwargs=...)` must be empty for sam_variant={PLAIN!r}, "
-                    f"got {self.sam_variant_kwargs}."
-                )
-        else:
-            make_test(self.sam_gate, self.sam_gate_kwargs)  # each raises on a bad option
+        check_fields(self)
+        if self.sam_variant != PLAIN:
+            make_test(self.sam_gate, _mapping(self.sam_gate_kwargs))  # each raises on a bad option
             refuse_combinations(self, variant_of(self), radius_of(self))
         parent = getattr(super(), "__post_init__", None)
         if parent is not None:
             parent()
-
-    def _check_numbers(self) -> None:
-        default = VARIANTS[self.sam_variant].default_rho if self.sam_variant != PLAIN else 0.0
-        if self.rho != AUTO:
-            given = default if self.rho is None else _as_number(self.rho)
-            self.rho = check_number("SAMConfig", "rho", given, least=0)
-        if self.sam_start is not None and self.sam_start != WARMUP:
-            self.sam_start = check_number("SAMConfig", "sam_start", _as_number(self.sam_start), least=0, most=1)
-        self.sam_stop = check_number("SAMConfig", "sam_stop", self.sam_stop, above=0, most=1)
-        if isinstance(self.sam_start, float) and self.sam_start >= self.sam_stop:
-            raise ValueError(
-                f"`SAMConfig(sam_start=...)` must be below sam_stop, got {self.sam_start} and {self.sam_stop}: no step "
-                "would perturb. sam_variant='none' is the plain Trainer."
-            )
-        check_count("SAMConfig", "sam_every", self.sam_every)
-        self.ascent_fraction = check_number("SAMConfig", "ascent_fraction", self.ascent_fraction, above=0, most=1)
-        self.sam_sharpness_weight = check_number(
-            "SAMConfig", "sam_sharpness_weight", self.sam_sharpness_weight, least=0
-        )
-        if not isinstance(self.sam_renormalise, bool):
-            raise TypeError(f"`SAMConfig(sam_renormalise=...)` must be true or false, got {self.sam_renormalise!r}.")
 
 
 def variant_of(config: SAMConfig) -> Variant:
@@ -224,9 +193,11 @@ def radius_of(config: SAMConfig) -> Radius:
         variant = variant_of(config)
         if variant.passes != "two":
             return AutoSize(variant.auto_strength, scale_free=variant.scale_free)
+        own_t: dict[str, Any] = {"eta": variant.eta, "scales": variant.scales} if isinstance(variant, ASAM) else {}
         # The noise of a gradient from a share f of the examples is 1 / sqrt(f) times as long, and rho is divided by its
         # norm: this gives rho the length that it would have with all of them.
-        return AutoRise(variant.auto_strength / math.sqrt(config.ascent_fraction), scale_free=variant.scale_free)
+        strength = variant.auto_strength / math.sqrt(config.ascent_fraction)
+        return AutoRise(strength, scale_free=variant.scale_free, **own_t)
     return make_radius(float(config.rho or 0.0), config.rho_schedule, _mapping(config.rho_schedule_kwargs))
 
 
@@ -234,14 +205,6 @@ def gate_of(config: SAMConfig, variant: Variant) -> Gate:
     """Return the gate that `config` describes for this variant."""
     start = config.sam_start if config.sam_start is not None else (WARMUP if variant.off_in_warmup else 0.0)
     return Gate(start, config.sam_stop, config.sam_every)
-
-
-def _as_number(value: Any) -> Any:
-    """Return a number written as text, as the command line has it, as a number; anything else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 def _mapping(options: dict[str, Any] | str | None) -> dict[str, Any] | None:

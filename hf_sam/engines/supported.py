@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from accelerate.utils import DistributedType
@@ -20,6 +21,15 @@ KNOWN = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", 
 UNTESTED = (
     "SAMTrainer is verified in one process, under DDP, FSDP and DeepSpeed; {what} would train with untested "
     "synchronisation of the two passes. {way_out}, or pass sam_variant='none' for the plain Trainer."
+)
+ONE_GPU = (
+    "Set CUDA_VISIBLE_DEVICES=0 before Python starts to train on one of them, or launch one process per GPU with "
+    "torchrun"
+)
+ALONE = (
+    "The launcher has started {launched} processes (WORLD_SIZE={launched}), but this one trains by itself, as the "
+    "others will, into the same folder: it found no GPU of its own. Add --use_cpu (use_cpu=True) to train together on "
+    "CPUs, take a machine with {launched} GPUs, or start one process."
 )
 ONE_PERTURBATION = (
     "Weights sharded over processes share one perturbation, so `sam_scope='device'` cannot be. Use sam_scope='batch', "
@@ -68,7 +78,7 @@ def refuse_engine(trainer: Any, config: SAMConfig) -> None:
         raise NotImplementedError(UNTESTED.format(what=what, way_out="Use DDP or FSDP2"))
     if args.n_gpu > 1:
         what = f"{args.n_gpu} GPUs under DataParallel"
-        raise NotImplementedError(UNTESTED.format(what=what, way_out="Launch one process per GPU with torchrun"))
+        raise NotImplementedError(UNTESTED.format(what=what, way_out=ONE_GPU))
     _refuse_parallelism(trainer)
     if engine == DistributedType.DEEPSPEED:
         refuse_deepspeed(trainer, config)
@@ -77,6 +87,21 @@ def refuse_engine(trainer: Any, config: SAMConfig) -> None:
         _refuse_sharded(trainer, config)
     elif args.world_size > 1:
         _refuse_replicated(args, config)
+
+
+def refuse_lone_process(args: Any) -> None:
+    """Raise where a launcher has started several processes that do not know of each other.
+
+    Args:
+        args: a `transformers.TrainingArguments`.
+
+    Raises:
+        NotImplementedError: with the ways out.
+    """
+    launched = os.environ.get("WORLD_SIZE", "1")
+    ranked = "RANK" in os.environ or "LOCAL_RANK" in os.environ
+    if ranked and launched.isdigit() and int(launched) > 1 and args.world_size == 1:
+        raise NotImplementedError(ALONE.format(launched=launched))
 
 
 def is_sharded(trainer: Any) -> bool:

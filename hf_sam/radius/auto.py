@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,9 +14,11 @@ from torch import Tensor
 from hf_sam._checks import is_count
 from hf_sam.radius.schedules import Radius
 from hf_sam.step_context import StepContext
-from hf_sam.variants.asam import is_scaled, scale_of
+from hf_sam.variants.asam import ETA, is_scaled, scale_of
 from hf_sam.variants.base import Length
 from hf_sam.vectors.vectors import accumulation_dtype, chunks, contiguous_as, dot, global_norm, sums
+
+logger = logging.getLogger(__name__)
 
 PASSES = 20
 """Passes over the training data until the perturbation has its whole length."""
@@ -27,16 +31,22 @@ IDLE = 0.01
 CHECK = 10
 """Steps from one look at whether there is to the next. Looking waits for the device."""
 
+NO_SHARE = (
+    "`SAMConfig(rho='auto')` needs a loss that falls from above 0 towards 0, and the mean of the first %d is %.3g: no "
+    "step of this run is perturbed. Give a number, such as rho=0.05, or add a constant to the loss."
+)
+
 
 class Auto(Radius):
     """`rho="auto"`: how much there is to gain, from the losses; subclasses turn that into a length.
 
     r = L / L_0 in [0, 1] says how far training has got: L is the running mean of the loss, L_0 its mean over the first
-    steps, which are plain steps. L is taken one standard error of its noise too high, so that luck does not pass for
-    progress. While nothing is learnt (r = 1) there is no perturbation, so a plateau is left as the plain Trainer leaves
-    it. A perturbation that keeps the model from learning makes the loss rise, and so shrinks itself. Where the data can
-    be learnt to the end (r = 0), perturbations end too. Where a part of the loss stays, as with wrong labels,
-    perturbations stay. A step without a perturbation is a plain one, at a plain step's cost.
+    steps, which are plain steps. r is taken one standard error of its noise too high, as a share of itself, so that
+    luck does not pass for progress. The noise is that from one of the first losses to the next (von Neumann 1941), so
+    their fall is not in it. While nothing is learnt (r = 1) there is no perturbation, so a plateau is left as the plain
+    Trainer leaves it. A perturbation that keeps the model from learning makes the loss rise, and so shrinks itself.
+    Where the data can be learnt to the end (r = 0), perturbations end too. Where a part of the loss stays, as with
+    wrong labels, perturbations stay. A step without a perturbation is a plain one, at a plain step's cost.
 
     The length is multiplied by min(1, passes / 20)^2, where passes is the number of passes over the data so far. What
     is learnt fast is learnt as fast as without: only what is seen again and again can be learnt by heart, and how flat
@@ -47,18 +57,29 @@ class Auto(Radius):
         strength: a factor, > 0; the variant's own by default.
         scale_free: whether the variant's rho is measured in sizes of the weights, as ASAM's is.
         smoothing: weight of the past in the running mean of the loss, in [0, 1).
+        eta: of that variant's T, where `scale_free` (see `hf_sam.variants.asam`).
+        scales: which parameters that T scales.
     """
 
     needs_gradient = True
     needs_loss = True
 
-    def __init__(self, strength: float = 1.0, *, scale_free: bool = False, smoothing: float = 0.95) -> None:
-        self.strength, self.scale_free = strength, scale_free
-        self.smoothing = smoothing
+    def __init__(
+        self,
+        strength: float = 1.0,
+        *,
+        scale_free: bool = False,
+        smoothing: float = 0.95,
+        eta: float = ETA,
+        scales: Callable[[Tensor], bool] = is_scaled,
+    ) -> None:
+        self.strength, self.scale_free, self.smoothing = strength, scale_free, smoothing
+        self.eta, self.scales = eta, scales
         self._steps, self._patience, self._idle = 0, PATIENCE, False
         self._growth = 1.0  # of the step that `at` was asked about last
-        # L_0, L and the noise of L; while L_0 is being measured, the number, mean and squares of finite losses.
-        self._losses = torch.zeros(3)
+        # L_0, L and the noise of L; while L_0 is being measured, of the finite losses the number, the mean and the sum
+        # of squares of the differences from each to the next.
+        self._losses, self._last = torch.zeros(3), torch.zeros(())
 
     def at(self, context: StepContext) -> Length:
         """Return what `length` makes of L and r; the number 0 for the first steps and where nothing is to be gained."""
@@ -83,28 +104,31 @@ class Auto(Radius):
         """Take in the loss of a step; one that is not finite is passed over."""
         del rise
         loss = loss.detach().float()
-        self._losses = self._losses.to(loss.device)
+        self._losses, self._last = self._losses.to(loss.device), self._last.to(loss.device)
         good = torch.isfinite(loss)
         step = self._first if self._steps < self._patience else self._later
         self._losses = torch.where(good, step(loss), self._losses)
+        self._last = torch.where(good, loss, self._last)
         self._steps += 1
         if self._steps == self._patience:
             self._losses = self._known()
         if self._steps > self._patience and (self._steps - self._patience) % CHECK == 0:
             left = self._left()
             self._idle = bool(left * (1 - left) < IDLE)
+            if self._steps == self._patience + CHECK and not self._losses[0] > 0:
+                logger.warning(NO_SHARE, self._patience, self._losses[0].item())
 
     def _first(self, loss: Tensor) -> Tensor:
-        """Return number, mean and sum of squared deviations with one loss more (Welford 1962)."""
+        """Return the number, the mean and the squared differences of the losses with one more."""
         number, mean, squares = self._losses.unbind()
-        new = mean + (loss - mean) / (number + 1)
-        return torch.stack([number + 1, new, squares + (loss - mean) * (loss - new)])
+        step = torch.where(number > 0, (loss - self._last).square(), 0.0)
+        return torch.stack([number + 1, mean + (loss - mean) / (number + 1), squares + step])
 
     def _known(self) -> Tensor:
         """Return L_0, L, which begins there, and the standard error of L - L_0 where the loss does not fall."""
         number, mean, squares = self._losses.unbind()
         of_means = 1 / number + (1 - self.smoothing) / (1 + self.smoothing)
-        return torch.stack([mean, mean, (squares / (number - 1).clamp(min=1) * of_means).sqrt()])
+        return torch.stack([mean, mean, (squares / (2 * (number - 1).clamp(min=1)) * of_means).sqrt()])
 
     def _later(self, loss: Tensor) -> Tensor:
         first, now, noise = self._losses.unbind()
@@ -113,12 +137,13 @@ class Auto(Radius):
     def _left(self) -> Tensor:
         """Return r; 1, where nothing is to be perturbed, if the first losses are none that can fall."""
         first, now, noise = self._losses.unbind()
-        left = ((now + noise) / first).nan_to_num(nan=1.0).clamp(0, 1)
+        left = (now / first * (1 + noise / first)).nan_to_num(nan=1.0).clamp(0, 1)
         return torch.where(first > 0, left, 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps, how many of them were the first ones, whether it rests, and the losses."""
-        return {"steps": self._steps, "patience": self._patience, "idle": self._idle, "losses": self._losses}
+        counts = {"steps": self._steps, "patience": self._patience, "idle": self._idle}
+        return {**counts, "losses": self._losses, "last": self._last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
@@ -128,6 +153,7 @@ class Auto(Radius):
         if not isinstance(state.get("idle"), bool):
             raise ValueError(f"the state of rho='auto' has no 'idle' that is true or false, but {state.get('idle')!r}")
         self._losses = checked_tensor(state, "losses", (3,))
+        self._last = checked_tensor(state, "last", ()) if "last" in state else self._losses[1].clone()
         self._steps, self._patience, self._idle = int(state["steps"]), int(state["patience"]), state["idle"]
 
 
@@ -150,7 +176,7 @@ class AutoRise(Auto):
         """Return the rise divided by the norm of g without its loss scale."""
         norm = global_norm(grads, params)
         if self.scale_free:
-            norm = norm * size_along(params, grads)
+            norm = norm * size_along(params, grads, eta=self.eta, scales=self.scales)
         return self._now().to(norm.device) * loss_scale / norm
 
 
@@ -173,12 +199,20 @@ class AutoSize(Auto):
 
 
 @torch.no_grad()
-def size_along(params: list[Tensor], vectors: list[Tensor]) -> Tensor:
+def size_along(
+    params: list[Tensor],
+    vectors: list[Tensor],
+    *,
+    eta: float = ETA,
+    scales: Callable[[Tensor], bool] = is_scaled,
+) -> Tensor:
     """Return ||T v|| / ||v||, with the T of ASAM (see `hf_sam.variants.asam`).
 
     Args:
         params: the parameters, at w.
         vectors: v, one tensor per parameter, not changed.
+        eta: added to |w|, >= 0.
+        scales: whether T is |w| + eta for a parameter, and not 1.
 
     Returns:
         0-dim tensor; not a number where v is zero or not finite.
@@ -186,15 +220,19 @@ def size_along(params: list[Tensor], vectors: list[Tensor]) -> Tensor:
     scaled: list[Tensor | float] = []
     plain: list[Tensor | float] = []
     for owners, w, v in chunks(params, contiguous_as(params, vectors)):
-        scaled.append(sum(_square_through(*each) for each in zip(owners, w, v, strict=True)))
+        seen = [
+            _square_through(w_i, v_i, eta) if scales(p) else dot([v_i], [v_i])
+            for p, w_i, v_i in zip(owners, w, v, strict=True)
+        ]
+        scaled.append(sum(seen))
         plain.append(dot(v, v))
     with_t, without = sums([scaled, plain], params)
     return (with_t / without).sqrt()
 
 
-def _square_through(owner: Tensor, w: Tensor, v: Tensor) -> Tensor | float:
+def _square_through(w: Tensor, v: Tensor, eta: float) -> Tensor | float:
     """Return ||T v||^2 of one tensor. One at a time, in at least float32: 16 bits round T, and may overflow."""
-    tv = [scale_of(w, dtype=accumulation_dtype([w, v])).mul_(v)] if is_scaled(owner) else [v]
+    tv = [scale_of(w, eta, dtype=accumulation_dtype([w, v])).mul_(v)]
     return dot(tv, tv)
 
 

@@ -59,6 +59,7 @@ class TargetAscent(Radius):
     """
 
     needs_loss = True
+    steers_by_rise = True
     for_one_pass = False
 
     def __init__(

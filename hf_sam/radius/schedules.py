@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from hf_sam._checks import check_number
+from hf_sam.radius.learning_rates import largest
 from hf_sam.step_context import StepContext
 from hf_sam.variants.base import Length
 
@@ -25,12 +26,16 @@ class Radius(ABC):
             variant climbs along).
         uses_loss_scale: whether the loss scale of the gradient makes a difference to `from_gradient`.
         needs_loss: whether `observe` has to be told of each step.
+        steers_by_rise: whether `observe` goes by the rise, which has to be of the same examples as the loss.
+        needs_peak_lr: whether it has to know the largest learning rate of the run.
         for_one_pass: whether it can do without a clean gradient and a rise, which steps of one pass do not know.
     """
 
     needs_gradient: ClassVar[bool] = False
     uses_loss_scale: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False
+    steers_by_rise: ClassVar[bool] = False
+    needs_peak_lr: ClassVar[bool] = False
     for_one_pass: ClassVar[bool] = True
 
     @abstractmethod
@@ -123,19 +128,46 @@ class Cosine(Linear):
 class LearningRate(Radius):
     """rho_min + (rho - rho_min) * lr / peak lr: large while the learning rate is (GSAM, Zhuang et al. 2022, section 4).
 
+    lr is the largest learning rate among the groups that train, and the peak is the run's, never below what has been
+    seen: so this is never above rho.
+
     Args:
         rho: radius at the learning rate's peak.
         rho_min: radius where the learning rate is zero, in [0, rho].
     """
 
+    needs_peak_lr = True
+
     def __init__(self, rho: float, *, rho_min: float = 0.0) -> None:
         check_number("rho_schedule_kwargs", "rho_min", rho_min, least=0, most=rho)
         self.rho, self.rho_min = rho, rho_min
+        self._peak: Length = 0.0  # seen so far; more than is known of the run where its scheduler waits for a metric
 
-    def at(self, context: StepContext) -> float:
-        """Return the learning rate's share of rho."""
-        share = context.lr / context.peak_lr if context.peak_lr else 1.0
+    def at(self, context: StepContext) -> Length:
+        """Return the learning rate's share of rho; all of it where the learning rate is zero throughout.
+
+        Raises:
+            ValueError: if the optimizer has no learning rate.
+        """
+        lr = context.known_lr("rho_schedule='lr'")
+        self._peak = largest([self._peak, context.peak_lr, lr])
+        if isinstance(self._peak, Tensor):
+            share: Length = (lr / self._peak).nan_to_num(nan=1.0)
+        else:
+            share = lr / self._peak if self._peak else 1.0
         return self.rho_min + (self.rho - self.rho_min) * share
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the largest learning rate so far; nothing before the first step."""
+        peak = float(self._peak)
+        return {"peak_lr": peak} if peak else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned; nothing from a version that kept nothing."""
+        peak = state.get("peak_lr", 0.0) if state.keys() <= {"peak_lr"} else None
+        if isinstance(peak, bool) or not isinstance(peak, (int, float)) or not 0 <= peak < math.inf:
+            raise ValueError(f"the state of rho_schedule='lr' has no number 'peak_lr' >= 0, but {state}")
+        self._peak = float(peak)
 
 
 def _progress(context: StepContext) -> float:

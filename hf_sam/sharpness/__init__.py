@@ -17,6 +17,9 @@ from hf_sam.sharpness.compare import Comparison, Difference, compare
 # The loss around and between weights
 from hf_sam.sharpness.landscape import Interpolation, Landscape, interpolate, landscape_1d, landscape_2d
 
+# A trainer's loss in place of the model's own
+from hf_sam.sharpness.losses import TrainerLoss
+
 # Results
 from hf_sam.sharpness.results import Density, Eigenvalues, Estimate, Rise
 
@@ -31,6 +34,7 @@ __all__ = [
     "Rise",
     "SharpnessAnalyzer",
     "SharpnessCallback",
+    "TrainerLoss",
     "add_to_card",
     "compare",
     "interpolate",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import statistics
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,30 +15,31 @@ from torch import nn
 from hf_sam._checks import check_count, check_number, checked_choice
 from hf_sam.parameters.choose import chosen
 from hf_sam.sharpness import rises, spectrum
-from hf_sam.sharpness.bookkeeping import Found, measuring, over_groups, summary_of
-from hf_sam.sharpness.borrowed_model import BorrowedModel, bare
+from hf_sam.sharpness.bookkeeping import Found, measuring, over_groups, settings_of, summary_of
+from hf_sam.sharpness.borrowed_model import BorrowedModel
 from hf_sam.sharpness.examples import Collator, Examples
 from hf_sam.sharpness.loss_function import LossFunction
-from hf_sam.sharpness.losses import BatchLoss
+from hf_sam.sharpness.losses import BatchLoss, TrainerLoss, batch_loss_of, objects_of
+from hf_sam.sharpness.measurable import DTYPES, bare, check_measurable
 from hf_sam.sharpness.module_groups import groups_of
 from hf_sam.sharpness.results import Density, Eigenvalues, Estimate, Rise, name_of, rise_of, standard_error
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "as loaded": None}
+from hf_sam.sharpness.terms import UNITS, Terms, ignored_labels
 
 
 class SharpnessAnalyzer:
     """Measures the flatness of a model's loss on a data set, and leaves the model as it is.
 
     What is measured is the loss that training sees, without dropout: the mean over the examples' terms (rows, or tokens
-    that have a label), so that no result depends on the batch size. The weights, their gradients, training mode,
-    `requires_grad`, random streams, caches and hooks are what they were afterwards, also after an error. Under
-    `torch.distributed` every process calls the same methods and takes its share of the examples.
+    that have a label), so that no result depends on the batch size. Where there are several batches, that is checked
+    once. The model is what it was afterwards, also after an error: weights, gradients, training mode, `requires_grad`,
+    buffers, attributes, generators and other random streams, caches, hooks. Under `torch.distributed` every process
+    calls the same methods and takes its share of the examples.
 
     What the numbers do not mean: flatness does not predict the accuracy of a fine-tuned BERT (Andriushchenko et al.
     2023); lambda_max is in units of the loss per squared weight and cannot be compared between models whose weights
     differ in scale; sharpness with another rho, norm or m is another quantity.
 
-    The weights are copied when the analyzer is made: after training on, make a new one.
+    The weights are copied when the analyzer is made: after training on, make a new one. Frozen ones are not.
 
     Args:
         model: a model that returns a loss for the examples, or any with `loss`.
@@ -51,13 +51,18 @@ class SharpnessAnalyzer:
             "no_norm", "last:k", "adapters", a regular expression. All of them trainable.
         dtype: "float32" or "float64", for weights stored in any dtype and without autocast; "as loaded" keeps both.
         seed: of the choice of examples and of everything random.
-        loss: (model, batch) -> (mean loss, number of terms in the mean), in place of the model's own.
+        loss: in place of the model's own: (model, batch) -> loss, or -> (mean loss, number of terms in the mean); or a
+            module such as `nn.CrossEntropyLoss(weight=...)`, of the logits and the labels; or `TrainerLoss(trainer)`.
         graphs: batches whose graph stays in memory from one product with the Hessian to the next: over these a product
             costs two gradients instead of three. 0 saves memory, as many as there are batches a third of the time.
+        unit: "terms"; or "batch" for the mean of the batches' losses, each by its rows, where a loss belongs to its
+            batch (contrastive ones): another batch size is another quantity.
 
     Raises:
-        ValueError: if an argument is out of range, or there is no example.
-        NotImplementedError: if the parameters are cut over processes.
+        ValueError: if an argument is out of range, or there is no example; by a measurement also if the loss cannot be
+            put together from batches.
+        NotImplementedError: if the parameters are cut over processes, complex, on several devices or not in memory, or
+            attention is flash attention; by a measurement also if the loss has no second derivative.
     """
 
     def __init__(
@@ -68,37 +73,29 @@ class SharpnessAnalyzer:
         batch_size: int = 32,
         max_examples: int = 512,
         parameters: str = "trainable",
-        dtype: str = "float32",
+        dtype: str | torch.dtype = "float32",
         seed: int = 0,
-        loss: BatchLoss | None = None,
+        loss: BatchLoss | nn.Module | None = None,
         graphs: int = 1,
+        unit: str = "terms",
     ) -> None:
         for name, value in (("batch_size", batch_size), ("max_examples", max_examples)):
             check_count("SharpnessAnalyzer", name, value)
         check_count("SharpnessAnalyzer", "graphs", graphs, least=0)
+        checked_choice("SharpnessAnalyzer(unit=...)", unit, UNITS)
+        dtype = str(dtype).removeprefix("torch.")
         checked_choice("SharpnessAnalyzer(dtype=...)", dtype, tuple(DTYPES))
         model = bare(model)
         which = "all" if parameters == "trainable" else parameters
         picked = chosen(model, which, "SharpnessAnalyzer(parameters=...)")
-        if dtype == "as loaded" and any(p.dtype in (torch.float16, torch.bfloat16) for p in picked.values()):
-            warnings.warn(
-                "Second derivatives in 16 bits are wrong by some percent. dtype='float32' computes in 32 bits, "
-                "whatever the weights are stored in.",
-                stacklevel=2,
-            )
+        check_measurable(picked, dtype)
         self.seed = seed
-        self.examples = Examples(model, dataset, data_collator, batch_size, max_examples, seed)
-        borrowed = BorrowedModel(model, picked, DTYPES[dtype], seed)
-        self.loss_function = LossFunction(borrowed, self.examples, loss, graphs)
-        self.settings = {
-            "parameters": parameters,
-            "number_of_parameters": self.loss_function.size,
-            "examples": len(self.examples.rows),
-            "batch_size": batch_size,
-            "dtype": dtype,
-            "seed": seed,
-            "processes": self.loss_function.processes,
-        }
+        columns = loss.columns if isinstance(loss, TrainerLoss) else ()
+        self.examples = Examples(model, dataset, data_collator, batch_size, max_examples, seed, columns)
+        borrowed = BorrowedModel(model, picked, DTYPES[dtype], seed, others=objects_of(loss))
+        terms = Terms(batch_loss_of(loss), unit, ignored_labels(model, loss))
+        self.loss_function = LossFunction(borrowed, self.examples, terms, graphs)
+        self.settings = settings_of(self.loss_function, parameters, dtype, seed)
 
     def loss(self) -> float:
         """Return L(w), the mean over the terms of all examples."""

@@ -17,12 +17,27 @@ Found = tuple[float, float, float]
 """Rise of the loss, the loss, the norm of epsilon."""
 
 
+def settings_of(loss_function: LossFunction, parameters: str, dtype: str, seed: int) -> dict[str, Any]:
+    """Return what all results of an analyzer are made with."""
+    return {
+        "parameters": parameters,
+        "number_of_parameters": loss_function.size,
+        "examples": len(loss_function.examples.rows),
+        "batch_size": loss_function.examples.batch_size,
+        "dtype": dtype,
+        "seed": seed,
+        "processes": loss_function.processes,
+        "terms": "not known yet",
+    }
+
+
 @contextmanager
 def measuring(loss_function: LossFunction, settings: dict[str, Any], **call: Any) -> Iterator[dict[str, Any]]:
     """Yield the settings, counts and time that a result is made with; counts and time are filled in at the end."""
     before, start = asdict(loss_function.counts), time.perf_counter()
     how: dict[str, Any] = {"settings": {**settings, **call}}
     yield how
+    settings["terms"] = how["settings"]["terms"] = loss_function.terms.counted or "one batch"
     how.update({name: count - before[name] for name, count in asdict(loss_function.counts).items()})
     how["seconds"] = time.perf_counter() - start
 

@@ -13,34 +13,52 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from transformers import set_seed
 
-from hf_sam.parameters.unwrap import unwrapped
+from hf_sam.sharpness.attributes import Attributes
+from hf_sam.sharpness.examples import mapped
+from hf_sam.sharpness.frozen import FrozenWeights
 from hf_sam.step.replay import RandomState, devices_of
 
 CASTS = (Tensor.float, Tensor.to, Tensor.type)
+PLAIN = (Tensor, nn.Parameter)
+LARGE = 2**20
+"""Elements of a buffer without fractions that is not copied."""
 
 
 class BorrowedModel:
-    """A model whose parameters and buffers are replaced by copies while something is measured.
+    """A model whose chosen parameters and buffers are replaced by copies while something is measured.
 
-    The model's own tensors are never written to, so neither an error nor a killed process leaves a trace in them.
-    Inside `with_copies` the model is in evaluation mode, keeps no cache of keys and values, computes in `dtype` even
-    under autocast, and has attention that can be differentiated twice.
+    Frozen weights stay where they are (see `hf_sam.sharpness.frozen`). The model's own tensors are never written to, so
+    neither an error nor a killed process leaves a trace in them. Inside `with_copies` the model is in evaluation mode,
+    keeps no cache of keys and values, computes in `dtype` even under autocast, and has attention that can be
+    differentiated twice.
 
     Args:
-        model: without a wrapper (see `bare`).
+        model: without a wrapper (see `hf_sam.sharpness.measurable`).
         chosen: the parameters to differentiate by, by name; the copies of these require a gradient.
         dtype: of the copies; None leaves each tensor the dtype it has.
         seed: of the random streams at each start of `with_copies`, for models that draw numbers in evaluation mode.
+        others: other objects whose attributes are what they were afterwards: the loss's, a trainer.
     """
 
-    def __init__(self, model: nn.Module, chosen: dict[str, nn.Parameter], dtype: torch.dtype | None, seed: int) -> None:
-        self.model, self.seed = model, seed
+    def __init__(
+        self,
+        model: nn.Module,
+        chosen: dict[str, nn.Parameter],
+        dtype: torch.dtype | None,
+        seed: int,
+        others: Iterable[Any] = (),
+    ) -> None:
+        self.model, self.seed, self.others = model, seed, [each for each in others if each is not None]
         self.names = list(chosen)
         wanted = {id(p) for p in chosen.values()}
         self._copies: dict[int, Tensor] = {}
+        self._frozen: list[Tensor] = []
         for tensor in {id(t): t for t in (*model.parameters(), *model.buffers())}.values():
             if (copy := _copied(tensor, id(tensor) in wanted, dtype)) is not None:
                 self._copies[id(tensor)] = copy
+            stays = tensor if copy is None else copy
+            if id(tensor) not in wanted and (copy is None or isinstance(copy, nn.Parameter)) and type(stays) in PLAIN:
+                self._frozen.append(stays)
         lost = [name for name, p in chosen.items() if id(p) not in self._copies]
         if lost:
             raise TypeError(f"{lost[0]} is stored in a form without gradients ({type(chosen[lost[0]]).__name__}).")
@@ -52,6 +70,8 @@ class BorrowedModel:
         """Yield the model with the copies in it; put everything back at the end."""
         with ExitStack() as undo:
             undo.callback(RandomState(devices_of(self.model.parameters())).restore)
+            undo.callback(Attributes(self.others).restore)
+            undo.callback(self._renew, {key: copy._version for key, copy in self._copies.items()})
             undo.enter_context(_as_found(self.model))
             undo.enter_context(_without_cache(self.model))
             self._put_in()
@@ -63,18 +83,24 @@ class BorrowedModel:
                 _forget_mixed_precision(self.model)
                 for kind in {device.type for device in devices_of(self.parameters)}:
                     undo.enter_context(torch.autocast(kind, enabled=False))
+            if self._frozen:
+                undo.enter_context(FrozenWeights(self._frozen, self._dtype).used())
             if self._dtype == torch.float64:
                 undo.enter_context(StayFloat64())
             yield self.model
 
     def cast(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Return the batch with its floating-point tensors, such as images, in the dtype of the copies."""
-        return {
-            key: value.to(self._dtype or value.dtype)
-            if isinstance(value, Tensor) and value.is_floating_point()
-            else value
-            for key, value in batch.items()
-        }
+        cast: dict[str, Any] = mapped(batch, lambda t: t.to(self._dtype or t.dtype) if t.is_floating_point() else t)
+        return cast
+
+    def _renew(self, versions: Mapping[int, int]) -> None:
+        """Give buffers that a forward pass has written into their values back, for the next measurement."""
+        for module in self.model.modules():
+            for _, buffer in _own(module, "buffers"):
+                copy = self._copies.get(id(buffer))
+                if copy is not None and copy._version != versions[id(buffer)]:
+                    self._copies[id(buffer)] = buffer.detach().to(copy.dtype, copy=True)
 
     def _put_in(self) -> None:
         for module in self.model.modules():
@@ -83,36 +109,23 @@ class BorrowedModel:
                     setattr(module, name, self._copies[id(tensor)])
 
 
-def bare(model: nn.Module) -> nn.Module:
-    """Return the model without its wrappers, if its parameters can be measured.
-
-    Raises:
-        NotImplementedError: if its parameters are cut over processes, or not in memory.
-    """
-    model = unwrapped(model)
-    for name, p in model.named_parameters():
-        if hasattr(p, "device_mesh") or hasattr(p, "_is_flat_param") or hasattr(p, "ds_id"):
-            raise NotImplementedError(
-                f"`SharpnessAnalyzer(model, ...)` needs whole parameters, and {name} is cut over processes. Save a "
-                "checkpoint and measure that; the examples can be split over processes."
-            )
-        if p.is_meta:
-            raise NotImplementedError(
-                f"`SharpnessAnalyzer(model, ...)` needs its parameters in memory, and {name} is not there "
-                "(device_map). Load the model whole, or onto one device."
-            )
-    return model
-
-
 def _copied(tensor: Tensor, differentiated: bool, dtype: torch.dtype | None) -> Tensor | None:
-    """Return the copy that replaces `tensor`; None where the tensor can stay: frozen and of the right dtype."""
+    """Return the copy that replaces `tensor`; None where the tensor can stay, as a frozen weight."""
     if not isinstance(tensor, nn.Parameter):
+        if type(tensor) is not Tensor or _holds_weights(tensor):
+            return None
         floating = tensor.is_floating_point() and dtype is not None
-        return tensor.detach().to(dtype if floating else tensor.dtype, copy=True) if type(tensor) is Tensor else None
-    if not tensor.is_floating_point() or type(tensor) is not nn.Parameter:
+        return tensor.detach().to(dtype if floating else tensor.dtype, copy=True)
+    if type(tensor) is not nn.Parameter or not (tensor.is_floating_point() or tensor.is_complex()):
         return None
-    new = tensor.detach().to(dtype or tensor.dtype, copy=differentiated)
-    return nn.Parameter(new, requires_grad=differentiated)
+    if differentiated:
+        return nn.Parameter(tensor.detach().to(dtype or tensor.dtype, copy=True))
+    return nn.Parameter(tensor.detach(), requires_grad=False) if tensor.requires_grad else None
+
+
+def _holds_weights(buffer: Tensor) -> bool:
+    """Return whether a buffer is so large that it must be quantised weights rather than a count or a mask."""
+    return not buffer.is_floating_point() and buffer.numel() >= LARGE
 
 
 def _own(module: nn.Module, kind: str) -> list[tuple[str, Tensor]]:
@@ -126,16 +139,13 @@ def _as_found(model: nn.Module) -> Iterator[None]:
 
     Tensors go through `setattr`, which recurrent layers need: they keep a second list of their weights.
     """
-    found = [
-        (m, dict(vars(m)), [*_own(m, "parameters"), *_own(m, "buffers")], list(m._buffers.items()))
-        for m in model.modules()
-    ]
+    attributes = Attributes(model.modules())
+    found = [(m, [*_own(m, "parameters"), *_own(m, "buffers")], list(m._buffers.items())) for m in model.modules()]
     try:
         yield
     finally:
-        for module, attributes, tensors, buffers in found:
-            vars(module).clear()
-            vars(module).update(attributes)
+        attributes.restore()
+        for module, tensors, buffers in found:
             for name, tensor in tensors:
                 setattr(module, name, tensor)
             module._buffers.update(buffers)

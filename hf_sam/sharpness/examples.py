@@ -33,6 +33,7 @@ class Examples:
         batch_size: examples per batch, >= 1. No result depends on it beyond rounding.
         most: at most so many examples, drawn with `seed` if there are more (the first ones, where there is no length).
         seed: also of the collator's random streams.
+        columns: to keep besides those that `forward` takes; None for all.
 
     Raises:
         ValueError: if there is no example.
@@ -40,11 +41,19 @@ class Examples:
     """
 
     def __init__(
-        self, model: nn.Module, dataset: Iterable[Any], collator: Collator | None, batch_size: int, most: int, seed: int
+        self,
+        model: nn.Module,
+        dataset: Iterable[Any],
+        collator: Collator | None,
+        batch_size: int,
+        most: int,
+        seed: int,
+        columns: Iterable[str] | None = (),
     ) -> None:
         self.model, self.batch_size, self.seed = model, batch_size, seed
         self.collator = collator or _default_collator()
-        self.accepted = _accepted(model)
+        taken = _accepted(model) if columns is not None else None
+        self.accepted = None if taken is None or columns is None else taken | set(columns)
         with _streams_kept(model, seed):
             self.rows = [self._cleaned(e) for e in _selected(dataset, most, seed)]
         if not self.rows:
@@ -58,12 +67,26 @@ class Examples:
         """
         size = min(size or self.batch_size, len(self.rows))
         if size not in self._made:
-            device = devices_of(self.model.parameters())[0]
             ordered = sorted(self.rows, key=_length, reverse=True)  # little padding, and the largest batch first
-            with _streams_kept(self.model, self.seed):
-                parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-                self._made = {size: [_on(self._collated(part), device) for part in parts]}
+            self._made = {size: self._batches_of([ordered[i : i + size] for i in range(0, len(ordered), size)])}
         return self._made[size]
+
+    def parts(self) -> list[Batch]:
+        """Return a batch of examples of all lengths in two unequal parts, and whole: first, second, whole."""
+        count = min(len(self.rows), max(4, self.batch_size))
+        ordered = sorted(self.rows, key=_length)
+        rows = [ordered[i * len(ordered) // count] for i in range(count)]
+        cut = max(1, count // 3)
+        [whole] = self._batches_of([rows])
+        if all(isinstance(v, Tensor) and v.dim() and len(v) == count for v in whole.values()):
+            # Not collated again: a collator that draws would draw something else.
+            return [{k: v[:cut] for k, v in whole.items()}, {k: v[cut:] for k, v in whole.items()}, whole]
+        return [*self._batches_of([rows[:cut], rows[cut:]]), whole]
+
+    def _batches_of(self, parts: list[list[Any]]) -> list[Batch]:
+        device = devices_of(self.model.parameters())[0]
+        with _streams_kept(self.model, self.seed):
+            return [dict(mapped(self._collated(part), lambda t: t.to(device))) for part in parts]
 
     def groups(self, m: int) -> list[Examples]:
         """Return the examples in groups of m; the last one may be smaller."""
@@ -131,8 +154,15 @@ def _selected(dataset: Iterable[Any], most: int, seed: int) -> Sequence[Any]:
     return [dataset[i] for i in sorted(order.tolist())]
 
 
-def _on(batch: Batch, device: torch.device) -> Batch:
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the value with every tensor in it changed, in mappings, lists and tuples too."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(each, change) for key, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(mapped(each, change) for each in value)
+    return value
 
 
 @contextmanager

@@ -123,6 +123,10 @@ def interpolate(
 ) -> Interpolation:
     """Return the loss at (1 - t) a + t b, all parameters and buffers of floating point interpolated.
 
+    Running means and variances of batch normalisation are interpolated, too, not computed anew from data: between
+    models that were trained apart they fit no data, and the barrier comes out too high. A `measure` that first passes
+    data through the model in training mode computes them anew.
+
     Args:
         a: a model, not changed.
         b: one with the same tensors, not changed.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hf_sam.sharpness.borrowed_model import BorrowedModel
 from hf_sam.sharpness.examples import Batch, Examples
-from hf_sam.sharpness.losses import BatchLoss, ModelLoss
+from hf_sam.sharpness.second_derivative import check_custom_functions, second_derivative
+from hf_sam.sharpness.terms import SUM, NoMean, Terms, rows_in
 from hf_sam.step.replay import devices_of
 
 Curve = tuple[Sequence[Tensor], float]
@@ -34,15 +35,12 @@ class LossFunction:
     Args:
         borrowed: the model, with copies of its parameters.
         examples: what the loss is over.
-        loss: returns the mean loss of a batch and the number of terms in it; the model's own without one.
+        terms: the loss of a batch and the number of terms in it.
         graphs: number of batches whose graph of the gradient stays in memory inside `graphs_kept`.
     """
 
-    def __init__(
-        self, borrowed: BorrowedModel, examples: Examples, loss: BatchLoss | None = None, graphs: int = 0
-    ) -> None:
-        self.borrowed, self.examples = borrowed, examples
-        self.batch_loss = loss or ModelLoss()
+    def __init__(self, borrowed: BorrowedModel, examples: Examples, terms: Terms, graphs: int = 0) -> None:
+        self.borrowed, self.examples, self.terms = borrowed, examples, terms
         self.names, self.parameters = borrowed.names, borrowed.parameters
         self.size = sum(p.numel() for p in self.parameters)
         self.device = devices_of(self.parameters)[0]
@@ -50,6 +48,7 @@ class LossFunction:
         self.counts = Counts()
         self.rank, self.processes = _place()
         self._most_graphs = graphs
+        self._twice: list[bool] = []  # shared by all parts of this loss
         self._graphs: dict[int, Curve] | None = None
 
     def restricted(self, names: Sequence[str]) -> LossFunction:
@@ -77,7 +76,7 @@ class LossFunction:
         """Return L(w)."""
         self.counts.evaluations += 1
         with self.borrowed.with_copies() as model, torch.no_grad():
-            pairs = [self._loss_of(model, batch) for batch in self._mine()]
+            pairs = [self._loss_of(model, batch) for batch in self._mine(model)]
         return self._mean(sum(float(loss) * n for loss, n in pairs), sum(n for _, n in pairs))[0]
 
     def gradient(self) -> tuple[float, Tensor]:
@@ -85,9 +84,9 @@ class LossFunction:
         self.counts.gradients += 1
         total, terms, loss = torch.zeros(self.size, dtype=self.dtype, device=self.device), 0.0, 0.0
         with self.borrowed.with_copies() as model:
-            for batch in self._mine():
+            for batch in self._mine(model):
                 value, n = self._loss_of(model, batch)
-                grads = torch.autograd.grad(value, self.parameters, materialize_grads=True)
+                grads = self._first(value)
                 self._add(total, grads, n)
                 loss, terms = loss + float(value.detach()) * n, terms + n
         mean, whole = self._mean(loss, terms)
@@ -102,7 +101,8 @@ class LossFunction:
         total, terms = torch.zeros_like(vectors), 0.0
         rows = [self.split(v) for v in vectors]
         with self.borrowed.with_copies() as model:
-            for number, batch in enumerate(self._mine()):
+            self._check_twice(model)
+            for number, batch in enumerate(self._mine(model)):
                 grads, n = self._curve(model, number, batch)
                 kept = number in (self._graphs or {})
                 for i, v in enumerate(rows):
@@ -128,7 +128,8 @@ class LossFunction:
         if self._graphs and number in self._graphs:
             return self._graphs[number]
         value, n = self._loss_of(model, batch)
-        curve = torch.autograd.grad(value, self.parameters, create_graph=True, materialize_grads=True), n
+        with second_derivative():
+            curve = self._first(value, create_graph=True), n
         if self._graphs is not None and number < self._most_graphs:
             self._graphs[number] = curve
         return curve
@@ -171,21 +172,46 @@ class LossFunction:
         """Return w, a vector of `size`."""
         return flat([p.detach() for p in self.parameters]).to(self.dtype)
 
-    def _mine(self) -> list[Batch]:
-        return self.examples.batches()[self.rank :: self.processes]
+    def _mine(self, model: nn.Module) -> list[Batch]:
+        """Return this process's batches; where there are several, find out first how their losses go together."""
+        batches = self.examples.batches()
+        if len(batches) > 1 and self.terms.counted is None:
+            self._count_terms(model)
+        return batches[self.rank :: self.processes]
+
+    def _check_twice(self, model: nn.Module) -> None:
+        """Find out once whether the loss can be differentiated twice where autograd would not say that it cannot."""
+        if not self._twice:
+            check_custom_functions(self, model, self.examples.batches()[0])
+            self._twice.append(True)
+
+    @torch.enable_grad()
+    def _count_terms(self, model: nn.Module) -> None:
+        parts, counts, losses, grads = self.examples.parts(), [], [], []
+        for batch in parts:
+            loss, count = self.terms.counts(model, self.borrowed.cast(batch))
+            counts.append(count)
+            losses.append(float(loss.detach()))
+            grads.append(flat(self._first(loss)).to(self.dtype))
+        if not self.terms.choose(counts, losses, grads):
+            raise NoMean(rows_in(parts[2]), len(self.examples.rows))
 
     def _loss_of(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        loss, terms = self.batch_loss(model, self.borrowed.cast(batch))
-        if terms == 0:  # nothing to learn from: the mean of nothing is no number
-            return loss.nan_to_num(0.0) * 0, 0.0
-        return loss, float(terms)
+        loss, terms = self.terms(model, self.borrowed.cast(batch), batch)
+        return (loss * len(self.examples.rows) if self.terms.counted == SUM else loss), terms
+
+    def _first(self, loss: Tensor, create_graph: bool = False) -> Sequence[Tensor]:
+        if not loss.requires_grad:
+            raise ValueError("The loss does not depend on the parameters that are to be measured: it has no gradient.")
+        return torch.autograd.grad(loss, self.parameters, create_graph=create_graph, materialize_grads=True)
 
     def _second(self, grads: Sequence[Tensor], v: list[Tensor], keep: bool) -> Sequence[Tensor]:
         curved = [(g, each) for g, each in zip(grads, v, strict=True) if g.requires_grad]
         if not curved:
             return [torch.zeros_like(p) for p in self.parameters]
         outputs, weights = zip(*curved, strict=True)
-        return torch.autograd.grad(outputs, self.parameters, weights, retain_graph=keep, materialize_grads=True)
+        with second_derivative():
+            return torch.autograd.grad(outputs, self.parameters, weights, retain_graph=keep, materialize_grads=True)
 
     def _summed(self, tensor: Tensor) -> Tensor:
         """Return the sum over processes; the tensor itself where there is one process."""
@@ -200,7 +226,7 @@ class LossFunction:
         """Return the loss per term and the number of terms, over all processes."""
         loss, terms = self._summed(torch.tensor([loss, terms], dtype=torch.float64)).tolist()
         if terms == 0:
-            raise ValueError("None of the examples has a label that counts: all are -100.")
+            raise ValueError("None of the examples has a label that counts: all are -100, or left out otherwise.")
         return loss / terms, terms
 
 

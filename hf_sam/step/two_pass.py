@@ -79,6 +79,26 @@ def set_gradients(params: list[Tensor], grads: Gradients) -> None:
         p.grad = grad
 
 
+def take_gradients(params: list[Tensor]) -> Gradients | None:
+    """Take gradients from before a step (a penalty's) out of the way of the clean pass; None if there are none.
+
+    They are no part of g. Given as `onto`, they have the gradient of the step added to them, as any step would do.
+    """
+    earlier = [p.grad for p in params]
+    if set(map(type, earlier)) <= {type(None)}:
+        return None
+    set_gradients(params, [None] * len(params))
+    return earlier
+
+
+@torch.no_grad()
+def put_gradients_under(params: list[Tensor], earlier: Gradients | None) -> None:
+    """Add the clean gradient to the gradients from before the step, where no second pass does."""
+    for p, grad in zip(params, earlier, strict=True) if earlier else ():
+        if grad is not None:
+            p.grad = grad if p.grad is None else grad.add_(p.grad)
+
+
 class _AddedGradient:
     """What a pass adds to `.grad` on top of earlier gradients: h, read and written where it stands.
 

@@ -3,31 +3,67 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-from dataclasses import dataclass, fields
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
+from hf_sam.config.near_misses import naming_near_misses
+from hf_sam.config.presets import PRESETS, fields_of_preset
 from hf_sam.config.sam_config import SAMConfig
+from hf_sam.trainer.forgotten_class import NoticesPlainTrainer
+from hf_sam.trainer.shared_arguments import FIELDS, holds_settings
 
-FIELDS = tuple(f.name for f in fields(SAMConfig))
-"""The names of SAM's settings."""
+WORDS = ("rho", "sam_start")
+"""Those of SAM's settings that are a number or a word."""
 
 
+@naming_near_misses
 @dataclass(repr=False)  # TrainingArguments' own hides the tokens
-class SAMTrainingArguments(SAMConfig, TrainingArguments):
+class SAMTrainingArguments(NoticesPlainTrainer, SAMConfig, TrainingArguments):
     """`TrainingArguments` with the fields of `SAMConfig`, for scripts and `HfArgumentParser`.
 
     Args:
         output_dir: and every other argument of `transformers.TrainingArguments`.
         rho: and every other field of `SAMConfig`.
+        preset: name of a combination (`SAMConfig.preset`). Settings that are given beside it win, and that is said. A
+            parser gives all of them: there, those that are not at their default win.
 
     Example:
         >>> SAMTrainingArguments("out", rho=0.1, use_cpu=True).rho
         0.1
+        >>> SAMTrainingArguments("out", preset="free", use_cpu=True).sam_variant
+        'momentum'
     """
+
+    preset: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": f"A combination of SAM's settings: {', '.join(PRESETS)}. Settings that are given win."},
+    )
+
+    def __post_init__(self) -> None:
+        """Fill in the preset, then check all fields."""
+        given = set(self.__dict__.pop("_given", FIELDS))
+        if self.preset:
+            values = {name: getattr(self, name) for name in FIELDS}
+            if given >= set(FIELDS):  # by a parser, or to copy other arguments
+                given = {f.name for f in fields(SAMConfig) if values[f.name] != f.default}
+            for name, value in fields_of_preset(self.preset, values, given).items():
+                setattr(self, name, value)
+        super().__post_init__()
+
+
+# The field's default must not stand in the way of the method that it shares its name with.
+del SAMTrainingArguments.preset
+
+
+@naming_near_misses
+@dataclass(repr=False)
+class SAMSeq2SeqTrainingArguments(SAMTrainingArguments, Seq2SeqTrainingArguments):
+    """`Seq2SeqTrainingArguments` with the fields of `SAMTrainingArguments`."""
 
 
 def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
@@ -39,7 +75,7 @@ def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
     """
     if sam_config is not None and not isinstance(sam_config, SAMConfig):
         raise TypeError(f"`sam_config` must be a SAMConfig, got {sam_config!r}.")
-    if isinstance(args, SAMConfig):
+    if holds_settings(args):
         if sam_config is not None:
             raise ValueError(
                 f"`sam_config` was given beside `args` of type {type(args).__name__}, which already holds SAM's "
@@ -49,45 +85,48 @@ def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
     return sam_config if sam_config is not None else SAMConfig()
 
 
+def refuse_misplaced(init: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raise for a setting of SAM that was given to the trainer itself.
+
+    Args:
+        init: the constructor of the trainer that the mixin stands before.
+        kwargs: what it is to be called with.
+
+    Raises:
+        TypeError: with the right place.
+    """
+    for name in (*FIELDS, "preset"):
+        if name in kwargs and name not in inspect.signature(init).parameters:
+            one = f"SAMConfig.preset({kwargs[name]!r})" if name == "preset" else f"SAMConfig({name}={kwargs[name]!r})"
+            raise TypeError(f"`{name}` is a setting of SAM and no argument of the trainer: give sam_config={one}.")
+
+
 def config_of(args: SAMConfig) -> SAMConfig:
     """Return SAM's settings out of `args`, checked again: a hyperparameter search writes into it."""
     return SAMConfig(**{name: getattr(args, name) for name in FIELDS})
 
 
-def with_sam_fields(args: TrainingArguments, config: SAMConfig) -> TrainingArguments:
-    """Return a copy of `args` that also has SAM's fields.
+@contextmanager
+def keeping_words(args: Any) -> Iterator[None]:
+    """Let a hyperparameter search write a number or a word where either may stand.
 
-    Trackers log `args.to_dict()` and a hyperparameter search sets attributes of `args`, so this is where a composed
-    `SAMConfig` has to be for both to work. The user's own object is left alone.
+    It casts what it tries to the type of the value before, unless that is None: "auto" is no float.
+
+    Raises:
+        ValueError: if the search tries presets, which are read when the arguments are made.
     """
-    if isinstance(args, SAMConfig):
-        return args
-    base: Any = type(args)
-    extended = copy.copy(args)
-    extended.__class__ = _extended(base)
-    for name in FIELDS:
-        setattr(extended, name, getattr(config, name))
-    return extended
-
-
-class _Extended:
-    """A class made at run time; copies and pickles find it again through the class it extends."""
-
-    extends: type[TrainingArguments]
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        del protocol
-        return _rebuild, (self.extends, self.__dict__)
-
-
-@functools.cache
-def _extended(base: Any) -> Any:
-    namespace = {"__module__": __name__, "__doc__": base.__doc__, "extends": base}
-    return dataclass(repr=False)(type(base.__name__, (_Extended, SAMConfig, base), namespace))
-
-
-def _rebuild(base: Any, state: dict[str, Any]) -> TrainingArguments:
-    cls = _extended(base)
-    args = cls.__new__(cls)
-    args.__dict__.update(state)
-    return args
+    before = {name: getattr(args, name) for name in WORDS}
+    preset = getattr(args, "preset", None)
+    try:
+        for name in before:
+            setattr(args, name, None)
+        yield
+    finally:
+        for name, value in before.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+    if getattr(args, "preset", None) != preset:
+        raise ValueError(
+            f"`preset={args.preset!r}` was set by a search, and is read only when the arguments are made. Search over "
+            "the settings that it stands for (SAMConfig.preset shows them)."
+        )

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_sam.parameters.choose import frozen_except
-from hf_sam.trainer.batch_subset import BatchSubset, batch_subset
+from hf_sam.trainer.batch_rows import UnknownRowsError
+from hf_sam.trainer.batch_subset import BatchSubset, batch_subset, one_micro_batch, placeholders_of
 from hf_sam.trainer.micro_batches import MicroBatch, counted_once
+from hf_sam.trainer.partial_pass import partial_pass
 from hf_sam.trainer.step_planner import mean_over_processes
 from hf_sam.vectors.vectors import global_norm, gradients
 
@@ -28,22 +29,21 @@ NOTHING_SAVED = (
 )
 
 
-@contextmanager
-def ascent_pass(step: Any) -> Iterator[None]:
+def ascent_pass(step: Any, micro_batch: MicroBatch) -> Tensor:
     """Compute gradients of the parameters that will move only; leave them on this process where it is on its own.
 
     Where a replicated model's gradients are wanted for some parameters only, its engine would wait for the others:
     `average_moved` adds them up instead.
+
+    Returns:
+        The loss.
     """
     run, params, sync = step.run, step.window.params, step.run.engine.sync
     filtered = run.config.sam_parameters != "all"
     alone = sync is not None and (filtered or run.config.sam_scope != "batch")
-    moved = run.moved_parameters(step.trainer, params)
-    with (
-        frozen_except(params, moved, step.trainer.model) if filtered else nullcontext(),
-        sync.each_process_alone() if alone else nullcontext(),
-    ):
-        yield
+    with sync.each_process_alone() if alone else nullcontext():
+        moved = run.moved_parameters(step.trainer, params) if filtered else params
+        return partial_pass(step, micro_batch, moved)
 
 
 def average_moved(step: Any) -> None:
@@ -67,10 +67,7 @@ def ascend_on_a_subset(step: Any) -> None:
     """
     trainer, run, micro_batches = step.trainer, step.run, step.window.micro_batches
     first, last = micro_batches[0], micro_batches[-1]
-    subset = batch_subset([m.inputs for m in micro_batches], run.config.ascent_fraction)
-    if subset.share == 1 and "ascent_fraction" not in run.told:
-        run.told.add("ascent_fraction")
-        logger.warning(NOTHING_SAVED, run.config.ascent_fraction)
+    subset = _subset(step)
     num_items = _items_of(trainer, subset, micro_batches)
     share = len(subset) / len(micro_batches)
     first.random_state.restore()
@@ -81,20 +78,65 @@ def ascend_on_a_subset(step: Any) -> None:
             for number, inputs in enumerate(subset, start=1):
                 mode = (last if number == len(subset) else first).sync_mode
                 part = MicroBatch(inputs, num_items, last.accumulation_steps * share, first.random_state)
-                with step.sync_mode(mode), ascent_pass(step):
-                    losses.append(step.pass_over(part).detach())
+                with _reducing_as(step, mode):
+                    losses.append(ascent_pass(step, part).detach())
     finally:
         run.counts_examples = True
         trainer.current_gradient_accumulation_steps = last.accumulation_steps
     last.clean_loss = torch.stack(losses).sum()
 
 
+@contextmanager
+def _reducing_as(step: Any, mode: Any) -> Iterator[None]:
+    """Reduce gradients inside as when `mode` was noted."""
+    before = step.get_sync_mode()
+    step.set_sync_mode(mode)
+    try:
+        yield
+    finally:
+        step.set_sync_mode(before)
+
+
+def _subset(step: Any) -> BatchSubset:
+    """Return the part of the window's examples that the ascent gradient comes from.
+
+    Raises:
+        UnknownRowsError: at the first batch of a run that has to be cut, if it is not certain where. A later one of
+            another kind is taken whole, which is right and only costs more.
+    """
+    run, inputs = step.run, [m.inputs for m in step.window.micro_batches]
+    fraction, told = run.config.ascent_fraction, run.told
+    try:
+        subset = batch_subset(inputs, fraction, run.config.ascent_group_size, placeholders_of(step.trainer.model))
+    except UnknownRowsError as error:
+        of_run = fraction * step.trainer.args.gradient_accumulation_steps
+        if of_run < 1 and "cut" not in told:  # else a short window at the end of an epoch
+            raise
+        subset = one_micro_batch(inputs)
+        if of_run < 1 and "uncut" not in told:
+            told.add("uncut")
+            logger.warning("A micro-batch is taken whole for the ascent gradient: %s", error)
+    if subset.cut:
+        told.add("cut")
+    if subset.share == 1 and not {"ascent_fraction", "uncut"} & told:
+        told.add("ascent_fraction")
+        logger.warning(NOTHING_SAVED, fraction)
+    return subset
+
+
 def gradient_is_small(step: Any) -> bool:
-    """Return whether the clean gradient, now complete, says that this step is to be a plain one (`sam_gate`)."""
+    """Return whether the clean gradient, now complete, says that this step is to be a plain one (`sam_gate`).
+
+    The first process decides for all: where another one's norm differs in the last bit, the others would wait for ever
+    for the second pass that it does not make.
+    """
     planner = step.run.planner
     reached = step.run.engine.as_shards([p for p in step.window.params if p.grad is not None])
     norm = global_norm(gradients(reached), reached)
-    return not planner.test.passes((norm / planner.variant.loss_scale).square(), step.window.plan.context)
+    squared = (norm / planner.variant.loss_scale).square()
+    if step.trainer.args.world_size > 1:
+        torch.distributed.broadcast(squared, src=0)
+    return not planner.test.passes(squared, step.window.plan.context)
 
 
 def _items_of(trainer: Any, subset: BatchSubset, micro_batches: Sequence[MicroBatch]) -> Tensor | None:

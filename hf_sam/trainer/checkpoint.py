@@ -11,7 +11,8 @@ import torch
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.engines.supported import is_sharded
 from hf_sam.radius.schedules import AUTO
-from hf_sam.trainer.arguments import FIELDS
+from hf_sam.trainer.run_totals import STATE, RunTotals
+from hf_sam.trainer.shared_arguments import FIELDS
 from hf_sam.trainer.state_file import load_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,10 @@ def save_sam_state(trainer: Any, directory: str) -> None:
     config, args = trainer.sam_config, trainer.args
     if config.sam_variant == PLAIN:
         return
-    state = trainer._sam.planner_for(trainer, config).state_dict()
+    run = trainer._sam
+    state = run.planner_for(trainer, config).state_dict()
     processes = args.world_size if state and _each_has_its_own(trainer, config) else 1
+    state.update(run.averages.so_far(args.device if args.world_size > 1 else None).state_dict())
     if processes > 1 or args.should_save:
         process = args.process_index if processes > 1 else 0
         step = trainer.state.global_step
@@ -64,7 +67,7 @@ def load_sam_state(trainer: Any, checkpoint: str | None) -> None:
         return
     written, state = saved
     changed = [name for name in FIELDS if written.get(name) != getattr(config, name)]
-    if "sam_variant" in changed and any(not name.startswith(("radius.", "gate.")) for name in state):
+    if "sam_variant" in changed and any(not name.startswith(("radius.", "gate.", STATE)) for name in state):
         raise ValueError(
             f"`sam_variant` is {config.sam_variant!r}, but {checkpoint} holds the state of "
             f"{written.get('sam_variant')!r}. Resume with that variant, or start from the model alone."
@@ -76,6 +79,8 @@ def load_sam_state(trainer: Any, checkpoint: str | None) -> None:
     if AUTO in (written.get("rho"), config.rho) and "rho" in changed:
         parts.discard("radius")
     try:
+        trainer._sam.averages.totals = RunTotals.from_state(state)
+        state = {name: value for name, value in state.items() if not name.startswith(STATE)}
         trainer._sam.planner_for(trainer, config).load_state_dict(state, tuple(parts))
     except ValueError as error:
         raise ValueError(

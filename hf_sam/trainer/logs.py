@@ -3,34 +3,33 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import statistics
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hf_sam.config.sam_config import PLAIN
 from hf_sam.step.measurement import Measurement
-from hf_sam.variants import Length
-
-logger = logging.getLogger(__name__)
+from hf_sam.trainer.radius_warnings import tell_large_radius, tell_nothing_perturbed
+from hf_sam.trainer.run_totals import RunTotals
+from hf_sam.variants import Length, Regulariser, Variant
 
 SAMPLES = 10
 """Steps from one log to the next at which epsilon and the cosine are measured: a few passes over the weights each."""
 UNLOGGED = 50
 """Steps from one measurement to the next where nothing is logged, for the warning about weights of 16 bits."""
-MEASURED = ("sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine")
-ROUNDED_AWAY = (
-    "The weights are stored in 16 bits, which rounds much of a small perturbation away: a norm of %.3g was asked for, "
-    "%.3g was realised (ratio %.2f). Load the model with dtype=torch.float32 and train with bf16=True or fp16=True, "
-    "which keeps the weights in 32 bits; or set sam_rounding='stochastic', which is right on average, with noise."
-)
-MOSTLY_NOISE = (
-    "The weights are stored in 16 bits, and stochastic rounding drowns the perturbation in noise: a norm of %.3g was "
-    "asked for, %.3g was realised (cosine about %.2f). Take a larger rho, or load the model with dtype=torch.float32 "
-    "and train with bf16=True or fp16=True, which keeps the weights in 32 bits."
-)
-LEAST_COSINE = 0.1
+MEASURED = ("sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine", "sam/rho")
+"""What is summed up on the device; the radius only where it was computed there."""
+KEYS = {
+    "two": ("sam/rho", "sam/perturbed", "sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine", "sam/skipped"),
+    "one": ("sam/rho", "sam/perturbed", "sam/epsilon_norm", "sam/skipped"),
+    "plain": ("sam/rho", "sam/perturbed"),
+}
+"""The keys of each training log of a run, by `Variant.passes`; a regulariser adds those of its `report`."""
+AT_REST = {**dict.fromkeys(KEYS["two"], 0.0), "sam/grad_cosine": 1.0}
+"""What a perturbation of length zero measures."""
 
 
 class Sampler:
@@ -63,23 +62,32 @@ class Averages:
     Logged, as means over the optimizer steps since the last log:
 
     - `sam/rho`: the radius asked for.
+    - `sam/perturbed`: share of the optimizer steps that perturbed, in [0, 1].
     - `sam/sharpness`: L(w + epsilon) - L(w), the losses scaled as the Trainer scales them.
     - `sam/epsilon_norm`: the norm of what really moved, at some of these steps (see `Sampler`).
     - `sam/grad_cosine`: cosine between the clean and the perturbed gradient, at the same steps.
-    - `sam/perturbed`: share of the optimizer steps that perturbed, in [0, 1]; once a step of the run did not.
     - `sam/skipped`: share of the perturbations left out because the gradient was zero or not finite, in [0, 1].
 
-    A quantity counts where it is finite and the perturbation was not left out; a key without such a step is not logged.
+    A run has the same keys in all of its training logs, and a number in each. A quantity counts where it is finite and
+    the perturbation was not left out. Where nothing moved since the last log, it is that of a perturbation of length
+    zero: 0, and a cosine of 1. Where something moved but no step measured it, its last value is repeated.
+
+    Attributes:
+        totals: over the whole run, up to the last log.
+        first_loss: of the first step whose clean loss is known (0-dim); None before.
     """
 
     def __init__(self) -> None:
-        self._gated = False
+        self.totals = RunTotals()
+        self.first_loss: Tensor | None = None
+        self._measured: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
         self._clear()
 
     def _clear(self) -> None:
-        self._windows = 0
-        self._steps = self._perturbed = 0
-        self._rhos: list[Length] = []
+        self._windows = self._descents = 0
+        self._since = RunTotals()
+        self._last_radius: Length | None = None
         self._sums: Tensor | None = None  # of MEASURED, of what of them counted, of usable descents and of descents
 
     def add(self, measurement: Measurement, rise: Tensor | None, *, ends_window: bool) -> None:
@@ -92,65 +100,128 @@ class Averages:
         """
         usable = measurement.usable.float()
         unknown = usable * math.nan
-        known = (rise, measurement.epsilon_norm, measurement.grad_cosine)
+        rho = measurement.rho if isinstance(measurement.rho, Tensor) else None
+        known = (rise, measurement.epsilon_norm, measurement.grad_cosine, rho)
         values = torch.stack([unknown if value is None else value.detach().float() for value in known])
         counts = measurement.usable & torch.isfinite(values)
         sums = torch.cat([torch.where(counts, values, 0.0), counts.float(), torch.stack([usable, usable.new_ones(())])])
         self._sums = sums if self._sums is None else self._sums + sums
-        self._rhos.append(measurement.rho)
+        self._note_radius(measurement.rho)
+        self._descents += 1
         self._windows += ends_window
 
-    def count_step(self, *, perturbed: bool) -> None:
-        """Take in one optimizer step, perturbed or plain."""
-        self._steps += 1
-        self._perturbed += perturbed
-        self._gated = self._gated or not perturbed
+    def end_step(self, window: Any, variant: Variant, ascent_fraction: float) -> None:
+        """Take in one optimizer step, perturbed or plain.
+
+        Args:
+            window: the step, after its last pass.
+            variant: that of the run.
+            ascent_fraction: share of the examples that the first of two passes sees.
+        """
+        plan, since = window.plan, self._since
+        regulated = variant.passes == "plain" and (isinstance(plan.rho, Tensor) or plan.rho > 0)
+        if regulated:
+            self._note_radius(plan.rho)
+        since.steps += 1
+        since.perturbed += bool(regulated or window.descents)
+        since.passes += 1.0 + ascent_fraction * (plan.passes == "two")
+        if self.first_loss is None and not (plan.passes == "one" and window.descents):
+            self.first_loss = torch.stack(window.losses).sum()
+
+    def count_plain_step(self) -> None:
+        """Take in an optimizer step that other code made, which was none of SAM's."""
+        self._since.steps += 1
+        self._since.passes += 1.0
 
     def share(self, device: torch.device) -> None:
         """Add up over all processes, each of which has to call this, so that every one drains the same means."""
-        if self._sums is None:
-            self._sums = torch.zeros(2 * len(MEASURED) + 2, device=device)
-        torch.distributed.all_reduce(self._sums)
+        self._sums = self._shared(device)
 
-    def drain(self) -> dict[str, float]:
-        """Return the means by log key and start afresh; empty when no step was taken."""
-        if self._sums is None or not self._rhos:
-            logs = self._share_perturbed()
-            self._clear()
-            return logs
-        *totals, usable, descents = self._sums.tolist()
-        logs = {"sam/rho": statistics.mean(map(float, self._rhos)), **self._share_perturbed()}
-        for key, total, count in zip(MEASURED, totals[:3], totals[3:], strict=True):
-            if count:
-                logs[key] = total / count
-        if "sam/sharpness" in logs and self._windows:
-            # Micro-batch losses are shares of the step's loss: the rise of a step is their sum, not their mean.
-            logs["sam/sharpness"] *= len(self._rhos) / self._windows
-        logs["sam/skipped"] = 1.0 - usable / descents
+    def drain(self, variant: Variant, ascent_fraction: float = 1.0) -> dict[str, float]:
+        """Return the means by log key and start afresh.
+
+        Args:
+            variant: that of the run, which says what can be measured.
+            ascent_fraction: below 1 the two losses are of different examples, and no rise is measured.
+        """
+        found, since = self._read(self._sums)
+        moved = since.perturbed and found.get("sam/skipped") != 1.0
+        self.totals = self.totals.plus(since)
+        self._measured.update(found)
+        if since.steps or self._descents:
+            known = {**AT_REST, **(self._measured if moved else found)}
+        else:
+            known = {**AT_REST, **self._logged}
+        logs = {key: known[key] for key in KEYS[variant.passes] if key != "sam/sharpness" or ascent_fraction == 1}
+        if isinstance(variant, Regulariser):
+            logs.update({f"sam/{name}": float(value) for name, value in variant.report().items()})
+        self._logged = dict(logs)
         self._clear()
         return logs
 
-    def _share_perturbed(self) -> dict[str, float]:
-        return {"sam/perturbed": self._perturbed / self._steps} if self._gated and self._steps else {}
+    def so_far(self, device: torch.device | None = None) -> RunTotals:
+        """Return the totals with the steps since the last log in them, which stay where they are.
+
+        Args:
+            device: to add up over all processes, each of which has to call this; None for this process's own.
+        """
+        return self.totals.plus(self._read(self._sums if device is None else self._shared(device))[1])
+
+    def _shared(self, device: torch.device) -> Tensor:
+        size = 2 * len(MEASURED) + 2
+        sums = torch.zeros(size, device=device) if self._sums is None else self._sums.clone()
+        torch.distributed.all_reduce(sums)
+        return sums
+
+    def _note_radius(self, rho: Length) -> None:
+        self._last_radius = rho
+        if not isinstance(rho, Tensor):
+            since = self._since
+            since.radius_count += 1
+            since.radius += (rho - since.radius) / since.radius_count
+
+    def _read(self, sums: Tensor | None) -> tuple[dict[str, float], RunTotals]:
+        """Return the means by log key, where something was measured, and what to add to the totals; waits."""
+        since, found = replace(self._since), {"sam/skipped": 0.0}
+        *numbers, usable, descents = [0.0] * (2 * len(MEASURED) + 2) if sums is None else sums.tolist()
+        totals, counts = numbers[: len(MEASURED)], numbers[len(MEASURED) :]
+        found.update({key: t / n for key, t, n in zip(MEASURED, totals, counts, strict=True) if n})
+        if counts[-1]:
+            on_device = RunTotals(radius=found["sam/rho"], radius_count=int(counts[-1]))
+            since = since.plus(on_device)
+        if since.radius_count:
+            found["sam/rho"] = since.radius
+        if "sam/sharpness" in found and self._windows:
+            # Micro-batch losses are shares of the step's loss: the rise of a step is their sum, not their mean.
+            found["sam/sharpness"] *= self._descents / self._windows
+            since.rises, since.rise_count = found["sam/sharpness"] * self._windows, self._windows
+        if descents:
+            found["sam/skipped"] = 1.0 - usable / descents
+        if self._last_radius is not None:
+            last = float(self._last_radius)
+            since.last_radius = last if math.isfinite(last) else 0.0
+        if self.first_loss is not None and math.isfinite(first := float(self.first_loss)):
+            since.first_loss = first
+        found["sam/perturbed"] = since.share_perturbed
+        return found, since
 
 
-def tell_realised_norm(measurement: Measurement, rounding: str, told: set[str]) -> None:
-    """Say once how much of epsilon survives in 16-bit weights; the only place that waits for the device.
+def add_measurements(run: Any, logs: dict[str, float]) -> None:
+    """Add SAM's keys to a training log, and those of the whole run to its last log; warn where they ask for it.
 
     Args:
-        measurement: of a perturbation.
-        rounding: the setting `sam_rounding`.
-        told: which warnings have been given; "rounding" is added.
+        run: the `RunState`.
+        logs: what the Trainer logs; that of an evaluation is left alone.
     """
-    if measurement.asked_norm is None or measurement.epsilon_norm is None or "rounding" in told:
+    last = "train_runtime" in logs
+    if run.planner is None or not (last or "loss" in logs):
         return
-    if not measurement.usable:
-        return
-    asked, realised = measurement.asked_norm.item(), measurement.epsilon_norm.item()
-    if not asked > 0:
-        return
-    told.add("rounding")
-    if rounding == "nearest":
-        logger.warning(ROUNDED_AWAY, asked, realised, realised / asked)
-    elif asked < LEAST_COSINE * realised:  # on average the asked-for epsilon is in it whole; the rest is noise
-        logger.warning(MOSTLY_NOISE, asked, realised, asked / realised)
+    variant = run.planner.variant
+    measured = run.averages.drain(variant, run.config.ascent_fraction)
+    if run.config.sam_variant == PLAIN:  # since a callback has said so
+        measured = {key: AT_REST.get(key, 0.0) for key in measured}
+    totals = run.averages.totals
+    logs.update(totals.summary(knows_rise="sam/sharpness" in measured) if last else measured)
+    tell_large_radius(measured, logs.get("train_loss" if last else "loss"), totals, variant, run.told)
+    if last:
+        tell_nothing_perturbed(totals, run.config, run.told)

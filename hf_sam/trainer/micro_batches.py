@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hf_sam.engines.gradient_sync import Mode
 from hf_sam.step.replay import BufferState, RandomState
+from hf_sam.step.two_pass import Gradients
 from hf_sam.trainer.step_planner import StepPlan
 
 
@@ -49,6 +50,8 @@ class Window:
         rises: of all descents so far.
         descents: how many perturbations there were.
         ends: whether the micro-batch at hand is the last one. The engine's own flag changes inside of a pass.
+        earlier: gradients that the user left in `.grad` before the step; None if there were none.
+        left: the gradients as the last micro-batch has left them, where the next one has to find them so.
     """
 
     model: nn.Module
@@ -60,6 +63,8 @@ class Window:
     rises: list[Tensor] = field(default_factory=list)
     descents: int = 0
     ends: bool = False
+    earlier: Gradients | None = None
+    left: list[tuple[int, int] | None] | None = None
 
 
 COUNTERS = (

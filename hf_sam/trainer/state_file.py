@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hf_sam.config.sam_config import SAMConfig
-from hf_sam.trainer.arguments import FIELDS
+from hf_sam.trainer.shared_arguments import FIELDS
 
 JSON_NAME = "sam_state.json"
 TENSORS_NAME = "sam_state.safetensors"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from hf_sam.config.sam_config import SAMConfig, gate_of, radius_of, variant_of
 from hf_sam.gate import make_test
 from hf_sam.radius.schedules import AUTO, Constant
 from hf_sam.step_context import StepContext
-from hf_sam.variants import Length, LengthOf
+from hf_sam.variants import Length, LengthOf, Regulariser
 
 PARTS = ("variant", "radius", "gate")
 
@@ -45,6 +46,7 @@ class StepPlanner:
         gate: which steps.
         test: what decides after the clean pass, or None.
         every_step: the plan of every step, where all are alike; None where it depends on the step.
+        at_work: makes the context around each pass that a variant which acts in the model's forward needs.
         needs_loss_scale: whether the scale of the loss makes a difference; to ask for it waits for the device.
     """
 
@@ -85,6 +87,7 @@ class StepPlanner:
         """Note what follows from the parts, so that no step has to ask them again."""
         self.needs_loss_scale = self.radius.uses_loss_scale or self.variant.uses_loss_scale or self.test is not None
         alike = self.gate.always and self.variant.every == 1 and self.variant.passes == "two" and self.test is None
+        self.at_work = self.variant.at_work if isinstance(self.variant, Regulariser) else nullcontext
         self.every_step = None
         if alike and type(self.radius) is Constant and (self.radius.rho > 0 or self._asked_zero):
             self.every_step = StepPlan("two", self.radius.rho, StepContext())

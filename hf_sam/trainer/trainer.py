@@ -4,21 +4,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
-from hf_sam.trainer.arguments import config_of, resolve_config, with_sam_fields
+from hf_sam.radius.learning_rates import LearningRates
+from hf_sam.trainer.arguments import config_of, keeping_words, refuse_misplaced, resolve_config
 from hf_sam.trainer.checkpoint import load_sam_state, save_sam_state
+from hf_sam.trainer.interference import check_step
+from hf_sam.trainer.logs import add_measurements
 from hf_sam.trainer.micro_batches import COUNTERS
 from hf_sam.trainer.model_card import signing_saved_card, write_card
-from hf_sam.trainer.reload import load_renamed
+from hf_sam.trainer.reload import load_renamed, loading
 from hf_sam.trainer.run_state import RunState
+from hf_sam.trainer.shared_arguments import as_plain, with_sam_fields
 from hf_sam.trainer.training_step import training_step
-from hf_sam.trainer.unsupported import refuse_request, refuse_trainer
+from hf_sam.trainer.unsupported import refuse_order, refuse_request, refuse_trainer
 
 # The mixin stands before a Trainer in the bases of a class; type checkers need to be told.
 if TYPE_CHECKING:
@@ -43,8 +46,9 @@ class SAMTrainerMixin(SomeTrainer):
         **kwargs: of the Trainer.
 
     Attributes:
-        in_descent_pass: True while the second pass runs. A `compute_loss` that counts something counts only when it
-            is False, or better, where `ascent_fraction` may be below 1, when `counts_examples` is True.
+        in_descent_pass: True while the second pass runs, and in a trial that `sam_parameters` makes before a run's
+            first pass. A `compute_loss` that counts something counts only when it is False, or better, where
+            `ascent_fraction` may be below 1, when `counts_examples` is True.
         counts_examples: True in the pass over all examples, once for each: the first one, or the second one where the
             first sees only a part of them.
         counters: names of attributes in which `compute_loss` counts without asking; the second pass leaves them as
@@ -56,9 +60,15 @@ class SAMTrainerMixin(SomeTrainer):
     """
 
     counters: tuple[str, ...] = COUNTERS
+    current_gradient_accumulation_steps = 1  # where `training_step` is called outside of `train()`
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_order(cls, SAMTrainerMixin)
 
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
+        refuse_misplaced(super().__init__, kwargs)
         config = resolve_config(given, sam_config)
         active = config.sam_variant != PLAIN
         if active:
@@ -93,6 +103,11 @@ class SAMTrainerMixin(SomeTrainer):
         self._sam = RunState()
         return super().train(*args, **kwargs)
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Train once; auto_find_batch_size calls this again with a smaller batch."""
+        self._sam.begin_attempt()
+        return super()._inner_training_loop(*args, **kwargs)
+
     def training_step(
         self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -104,17 +119,28 @@ class SAMTrainerMixin(SomeTrainer):
         return training_step(self, super().training_step, model, inputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log as the Trainer does, with the averages since the last training log (see `hf_sam.trainer.logs`)."""
-        if "loss" in logs:
-            logs.update(self._sam.averages.drain())
+        """Log as the Trainer does, with what SAM did since the last training log; in the last one of a run, in all."""
+        add_measurements(self._sam, logs)
         super().log(logs, *args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Let every process know the averages over all of them where the Trainer does so with its loss."""
-        several = self.args.world_size > 1 and self._sam.config.sam_variant != PLAIN
-        if several and self.control.should_log and self.state.global_step > self._globalstep_last_logged:
-            self._sam.averages.share(self.args.device)
+        check_step(self, args[1] if len(args) > 1 else kwargs.get("grad_norm"))
+        if self.control.should_log and self.state.global_step > self._globalstep_last_logged:
+            self._share_averages()
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._share_averages()
+        return super()._finalize_training(*args, **kwargs)
+
+    def _share_averages(self) -> None:
+        if self.args.world_size > 1 and self._sam.config.sam_variant != PLAIN:
+            self._sam.averages.share(self.args.device)
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        with keeping_words(self.args):
+            super()._hp_search_setup(trial)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Checkpoints and cards
@@ -124,27 +150,31 @@ class SAMTrainerMixin(SomeTrainer):
         save_sam_state(self, output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self._sam.learning_rates = LearningRates(self.optimizer, self.lr_scheduler)
         super()._load_optimizer_and_scheduler(checkpoint)
         load_sam_state(self, checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any, **named: Any) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, *model, **named)  # sentence-transformers' takes no model
-        if not self.is_fsdp_enabled:  # else accelerate has loaded its own files, which have the names in memory
-            given = model[0] if model else named.get("model")
-            load_renamed(self.model if given is None else given, Path(resume_from_checkpoint))
+        with loading(self, resume_from_checkpoint, model[0] if model else named.get("model")):
+            super()._load_from_checkpoint(resume_from_checkpoint, *model, **named)  # sentence-transformers': no model
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if not self.is_fsdp_enabled:
-            load_renamed(self.model, Path(self.state.best_model_checkpoint))
+        with loading(self, self.state.best_model_checkpoint):
+            super()._load_best_model()
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        if not isinstance(self.model, PreTrainedModel):
-            super()._issue_warnings_after_load(load_result)  # else load_renamed is strict, a warning would be wrong
+        """Warn as the Trainer does, of what is missing after renamed tensors have been loaded, too."""
+        if self.sam_config.sam_variant != PLAIN and self._sam.loading is not None:
+            load_result = load_renamed(*self._sam.loading, load_result)
+        super()._issue_warnings_after_load(load_result)
 
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        save = super()._save
-        signing_saved_card(self, output_dir, lambda: save(output_dir, *args, **kwargs))
+        save, own = super()._save, self.args
+        self.args = as_plain(own)  # training_args.bin is to load where hf_sam is not installed
+        try:
+            signing_saved_card(self, output_dir, lambda: save(output_dir, *args, **kwargs))
+        finally:
+            self.args = own
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the Trainer's model card with the tag, SAM's settings and the citation."""

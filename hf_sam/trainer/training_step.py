@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from hf_sam.config.sam_config import PLAIN
 from hf_sam.step.measurement import Measurement
 from hf_sam.step.replay import BufferState, RandomState
-from hf_sam.step.two_pass import set_gradients
-from hf_sam.trainer.arguments import FIELDS
+from hf_sam.step.two_pass import Gradients, put_gradients_under, set_gradients, take_gradients
 from hf_sam.trainer.ascent_pass import ascend_on_a_subset, ascent_pass, average_moved, gradient_is_small
-from hf_sam.trainer.logs import tell_realised_norm
+from hf_sam.trainer.interference import WATCHED_STEPS, look_out, note_gradients
 from hf_sam.trainer.micro_batches import MicroBatch, Window, counted_once
 from hf_sam.trainer.one_pass import one_pass
+from hf_sam.trainer.radius_warnings import tell_realised_norm
+from hf_sam.trainer.shared_arguments import FIELDS
 
 Step = Callable[..., Tensor]
 
@@ -42,17 +43,21 @@ def training_step(
     run = trainer._sam
     if run.window is None and [getattr(trainer.args, name) for name in FIELDS] != run.field_values:
         run.read_settings(trainer)
+    run.entered = True
     if run.config.sam_variant == PLAIN:
         return plain_step(model, inputs, num_items)
     try:
         step = TrainingStep(trainer, plain_step, model)
-        with run.engine.deferred_step():
-            return step.take(inputs, num_items)
+        if run.own_steps < WATCHED_STEPS or step.window.left is not None:
+            look_out(step)
+        with run.engine.deferred_step(), run.planner.at_work():
+            loss = step.take(inputs, num_items)
+        if not step.window.ends:
+            note_gradients(step.window, run.config.sam_scope)
+        run.own_steps += step.window.ends
+        return loss
     except BaseException:
-        # A smaller batch may be tried next (auto_find_batch_size), from the start or from a checkpoint: it must not
-        # replay these micro-batches, nor go on with what this attempt remembers.
-        run.forget_window()
-        run.planner, run.field_values = None, []
+        run.forget_window()  # the next micro-batch must not replay these
         raise
 
 
@@ -87,6 +92,8 @@ class TrainingStep:
         if planner.needs_loss_scale and getattr(trainer.accelerator, "scaler", None) is not None:
             planner.variant.loss_scale = trainer.accelerator.scaler.get_scale()  # waits for the device
         run.window = window = Window(self.model, plan, params)
+        if plan.passes == "two" and run.config.sam_scope != "micro_batch":
+            window.earlier = take_gradients(params)
         return window
 
     def take(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> Tensor:
@@ -106,7 +113,7 @@ class TrainingStep:
         """Run the clean pass of a micro-batch, and the descent where it is the last of its perturbation."""
         window, config, engine = self.window, self.run.config, self.run.engine
         alone, part = config.sam_scope == "micro_batch", config.ascent_fraction < 1
-        earlier = [p.grad for p in window.params] if alone else None
+        earlier = [p.grad for p in window.params] if alone else window.earlier
         # Shards of one micro-batch's gradient exist only after a reduction.
         with engine.sync.all_together() if alone and engine.sync and engine.sync.sharded else nullcontext():
             if alone:
@@ -117,14 +124,13 @@ class TrainingStep:
             elif config.sam_parameters == "all" and (config.sam_scope == "batch" or engine.sync is None):
                 micro_batch.clean_loss = self.pass_over(micro_batch)
             else:
-                with ascent_pass(self):
-                    micro_batch.clean_loss = self.pass_over(micro_batch)
+                micro_batch.clean_loss = ascent_pass(self, micro_batch)
             if alone or window.ends:
                 self._descend(earlier, part)
                 window.micro_batches, window.buffers = [], None
         return micro_batch.clean_loss
 
-    def _descend(self, earlier: list[Tensor | None] | None, part: bool) -> None:
+    def _descend(self, earlier: Gradients | None, part: bool) -> None:
         """Complete the clean gradient, climb, run the micro-batches at w + epsilon and come back."""
         run, window = self.run, self.window
         planner, config, sync = run.planner, run.config, run.engine.sync
@@ -134,6 +140,7 @@ class TrainingStep:
             average_moved(self)
         if planner.test is not None and gradient_is_small(self):
             window.plan = window.plan._replace(passes="plain")
+            put_gradients_under(window.params, earlier)
             return
         count = self.trainer.current_gradient_accumulation_steps
         rises: list[Tensor] = []
@@ -153,8 +160,9 @@ class TrainingStep:
         )
         if not comparable:  # what the pass has added to earlier gradients was averaged together with them
             measurement = measurement._replace(grad_cosine=None)
-        window.rises.append(rises[0].float())
-        self.take_in(measurement, rises[0])
+        if not part:  # else it is the difference of two losses over other examples
+            window.rises.append(rises[0].float())
+        self.take_in(measurement, None if part else rises[0])
 
     def note(self, inputs: Mapping[str, Any], num_items: Tensor | int | None) -> MicroBatch:
         """Note what a micro-batch needs to be run again, before it is run."""
@@ -163,7 +171,7 @@ class TrainingStep:
             window.buffers = BufferState(self.model)
         count = self.trainer.current_gradient_accumulation_steps
         random_state = RandomState(self.run.engine.devices)
-        window.micro_batches.append(MicroBatch(inputs, num_items, count, random_state, self._sync_mode()))
+        window.micro_batches.append(MicroBatch(inputs, num_items, count, random_state, self.get_sync_mode()))
         return window.micro_batches[-1]
 
     def pass_over(self, micro_batch: MicroBatch) -> Tensor:
@@ -187,7 +195,8 @@ class TrainingStep:
             The rise of the loss, summed over the micro-batches (0-dim, detached).
         """
         run, trainer, window, rises = self.run, self.trainer, self.window, []
-        random_state, buffers, sync_mode = RandomState(run.engine.devices), BufferState(self.model), self._sync_mode()
+        random_state, buffers = RandomState(run.engine.devices), BufferState(self.model)
+        sync_mode = self.get_sync_mode()
         counters = [] if part else [name for name in trainer.counters if hasattr(trainer, name)]
         run.in_descent_pass, run.counts_examples = True, part
         try:
@@ -197,33 +206,24 @@ class TrainingStep:
                 for number, micro_batch in enumerate(window.micro_batches):
                     if not (part and number):
                         micro_batch.random_state.restore()
-                    self._set_sync_mode(micro_batch.sync_mode)
+                    self.set_sync_mode(micro_batch.sync_mode)
                     rises.append(self.pass_over(micro_batch).detach() - micro_batch.clean_loss)
         finally:
             if not part:
                 random_state.restore()
             buffers.restore()
-            self._set_sync_mode(sync_mode)
+            self.set_sync_mode(sync_mode)
             run.in_descent_pass, run.counts_examples = False, True
             trainer.current_gradient_accumulation_steps = count
         return torch.stack(rises).sum()
 
-    @contextmanager
-    def sync_mode(self, mode: Any) -> Iterator[None]:
-        """Reduce gradients inside as when `mode` was noted."""
-        before = self._sync_mode()
-        self._set_sync_mode(mode)
-        try:
-            yield
-        finally:
-            self._set_sync_mode(before)
-
-    def _sync_mode(self) -> Any:
+    def get_sync_mode(self) -> Any:
         """Return how gradients are reduced now; in one process, only whether this micro-batch is the last."""
         sync = self.run.engine.sync
         return self.trainer.accelerator.gradient_state.sync_gradients if sync is None else sync.mode()
 
-    def _set_sync_mode(self, mode: Any) -> None:
+    def set_sync_mode(self, mode: Any) -> None:
+        """Reduce gradients as when `mode` was got."""
         if self.run.engine.sync is None:
             self.trainer.accelerator.gradient_state.sync_gradients = mode
         else:
@@ -246,5 +246,5 @@ class TrainingStep:
         run, planner, plan = self.run, self.run.planner, self.window.plan
         if planner.radius.needs_loss or plan.passes in ("plain", "reuse"):
             run.end_step(self.trainer)
-        run.averages.count_step(perturbed=plan.passes in ("one", "two") or planner.variant.passes == "plain")
+        run.averages.end_step(self.window, planner.variant, run.config.ascent_fraction)
         run.window = None

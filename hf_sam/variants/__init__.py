@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from hf_sam._checks import known_options
+from hf_sam._checks import checked_choice, known_options
 from hf_sam.variants.asam import ASAM
 from hf_sam.variants.base import Length, LengthOf, OnePass, Regulariser, Variant
 from hf_sam.variants.friendly import FriendlySAM
@@ -34,6 +34,14 @@ VARIANTS: dict[str, type[Variant]] = {
     "bi_lora": BiLoRA,
 }
 """Variants by the name used in `sam_variant`. A new one is a class and a line here."""
+OTHER_NAMES = {
+    **dict.fromkeys(("msam", "momentum_sam", "momentum-sam"), "momentum"),
+    **dict.fromkeys(("fsam", "f-sam", "friendly_sam", "friendly-sam"), "friendly"),
+    **dict.fromkeys(("rwp", "noise"), "random"),
+    **dict.fromkeys(("adaptive", "adaptive_sam"), "asam"),
+    **dict.fromkeys(("bar", "lora"), "nbar"),
+}
+"""What some of them are called in other places, to name the right one in an error."""
 
 
 def make_variant(name: str, kwargs: Mapping[str, Any] | None = None, *, argument: str = "sam_variant") -> Variant:
@@ -47,8 +55,7 @@ def make_variant(name: str, kwargs: Mapping[str, Any] | None = None, *, argument
     Raises:
         ValueError: if there is no such variant or no such option, or an option is out of range.
     """
-    if name not in VARIANTS:
-        raise ValueError(f"`{argument}` must be one of {', '.join(VARIANTS)}, got {name!r}.")
+    checked_choice(argument, name, tuple(VARIANTS), OTHER_NAMES)
     known_options(argument, name, inspect.signature(VARIANTS[name]).parameters, kwargs)
     return VARIANTS[name](**(kwargs or {}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -195,6 +196,17 @@ class Regulariser(Variant):
             strength: the coefficient (`rho` and its schedule).
             context: where in the run this is, with the learning rate of the coming step.
         """
+
+    def report(self) -> dict[str, Tensor]:
+        """Return what the last `adjust_` did, as numbers on the device by name, for the logs. The same names always."""
+        return {}
+
+    def hide(self) -> None:
+        """Keep what acts in the model's forward from acting but inside of `at_work`."""
+
+    def at_work(self) -> AbstractContextManager[None]:
+        """Return a context around each pass of a trainer, in which nothing is hidden."""
+        return nullcontext()
 
     def ascend(self, params: list[Tensor], grads: list[Tensor], rho: Length) -> Ascent:
         """Raise, as nothing is perturbed."""

@@ -17,6 +17,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_sam import SAMTrainingArguments
+from hf_sam.config.presets import PRESETS, fields_of_preset
 from scripts.common.arguments import ScriptArguments
 from scripts.common.errors import UserError, one_line
 
@@ -103,14 +104,29 @@ def parse(argv: Sequence[str], task_defaults: dict[str, dict[str, Any]]) -> tupl
     if task not in task_defaults:
         raise UserError(f"--task {task} is unknown{_guess(task, task_defaults)}. Known: {', '.join(task_defaults)}.")
     _check_two_sources(given)
+    preset = _preset(given)
     parser = make_parser()
-    parser.set_defaults(**{**DEFAULTS, **task_defaults[task], **_derived(task, given, task_defaults[task])})
+    derived = _derived(task, {**preset, **given}, task_defaults[task])
+    parser.set_defaults(**{**DEFAULTS, **task_defaults[task], **preset, **derived})
+    if preset:
+        tokens.append("--preset=")  # it is filled in here, where it is known what was given
     try:
         script_args, training_args = parser.parse_args_into_dataclasses(args=tokens, look_for_args_file=False)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         text = re.sub(r"`?SAMConfig\((\w+)=\.\.\.\)`?", r"--\1", one_line(error))  # as typed here
         raise UserError(text) from error
+    training_args.preset = given.get("preset")
     return script_args, training_args
+
+
+def _preset(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the preset that was given, without those that were given beside it."""
+    name = given.get("preset")
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise UserError(f"--preset {name} is unknown{_guess(name, PRESETS)}. Known: {', '.join(PRESETS)}.")
+    return fields_of_preset(name, given, given.keys())
 
 
 def read_recipe(path: Path) -> list[str]:

@@ -32,7 +32,7 @@ def run_facts(args: ScriptArguments, training: Any, task: Task, history: list[di
         "flipped_labels": task.flipped_labels,
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
     }
-    logged = [entry for entry in history if "sam/sharpness" in entry]
+    logged = [entry for entry in history if entry.get("sam/perturbed") and "sam/sharpness" in entry]
     if training.sam_variant != "none":
         facts["rho"] = training.rho
     if logged:
@@ -63,10 +63,8 @@ def show(task: Task, results: dict[str, Any], folder: Path, *, console: Console 
 
 
 def _lines(task: Task, results: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
-    method = "plain training" if results["sam_variant"] == "none" else f"{results['sam_variant'].upper()}"
-    if "rho" in results:
-        method += f", rho {results['rho']}"
-    lines = [("model", f"{type(task.model).__name__}, {results['parameters']:,} parameters"), ("method", method)]
+    lines = [("model", f"{type(task.model).__name__}, {results['parameters']:,} parameters")]
+    lines.append(("method", _method(results)))
     if results["label_noise"]:
         lines.append(
             ("label noise", f"{results['flipped_labels']:,} training labels ({results['label_noise']:.0%}) are wrong")
@@ -83,3 +81,19 @@ def _lines(task: Task, results: dict[str, Any], folder: Path) -> list[tuple[str,
     lines.append(("time", f"{results['wall_time']:.1f} s, of which training {results.get('train_runtime', 0):.1f} s"))
     lines.append(("saved in", str(folder)))
     return lines
+
+
+def _method(results: dict[str, Any]) -> str:
+    """Return what was done, which is not always what was asked for."""
+    if "train_runtime" not in results:
+        return "evaluation only: nothing was trained here"
+    if results["sam_variant"] == "none":
+        return "plain training"
+    asked = f"{results['sam_variant'].upper()}, rho {results['rho']}"
+    share, rho = results.get("sam/run_perturbed", 0.0), results.get("sam/run_rho", 0.0)
+    if not share or not rho:
+        return f"plain training: no step perturbed ({asked})"
+    done = [] if share == 1 else [f"{100 * share:.3g} % of the steps"]
+    if results["rho"] == "auto" or abs(rho - results["rho"]) > 1e-6 * rho:
+        done.append(f"rho {rho:.3g} on average")
+    return f"{asked} ({', '.join(done)})" if done else asked

@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_sam import SAMConfig
-from hf_sam.trainer.model_card import HEADING, TAG
+from hf_sam.trainer.card_repairs import TAG
+from hf_sam.trainer.model_card import HEADING
 from tests.clients.runs import mostly_slow
 
 

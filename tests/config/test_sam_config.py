@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -114,6 +115,43 @@ BAD = [
     ({"sam_renormalise": "yes"}, TypeError, "`SAMConfig(sam_renormalise=...)` must be true or false, got 'yes'."),
     ({"sam_variant_kwargs": 3}, TypeError, "`SAMConfig(sam_variant_kwargs=...)` must be a mapping or None, got 3."),
 ]
+
+NEAR_MISSES = [
+    ({"rho": "Auto"}, "got 'Auto'. Did you mean 'auto'?"),
+    ({"rho": "atuo"}, "Did you mean 'auto'?"),
+    ({"sam_start": "warmp"}, "Did you mean 'warmup'?"),
+    ({"sam_variant": "ASAM"}, "Did you mean 'asam'?"),
+    ({"sam_variant": "msam"}, "Did you mean 'momentum'?"),
+    ({"sam_scope": "micro-batch"}, "Did you mean 'micro_batch'?"),
+    ({"rho_schedule": "cosin"}, "Did you mean 'cosine'?"),
+    ({"sam_variant": "asam", "sam_variant_kwargs": {"etta": 0.1}}, "Did you mean 'eta'?"),
+    ({"variant": "asam"}, "`SAMConfig` has no setting 'variant'. Did you mean 'sam_variant'?"),
+    ({"schedule": "lr"}, "Did you mean 'rho_schedule'?"),
+    ({"sam_varaint": "sam"}, "Did you mean 'sam_variant'?"),
+    ({"eta": 0.1}, "option of 'asam': sam_variant='asam', sam_variant_kwargs={'eta': ...}."),
+    ({"end": 0.1}, "option of 'linear': rho_schedule='linear', rho_schedule_kwargs={'end': ...}."),
+    ({"delta": 0.5}, "option of 'gradient_norm': sam_gate='gradient_norm', sam_gate_kwargs={'delta': ...}."),
+    ({"preset": "full"}, "A preset is SAMConfig.preset('full')"),
+    ({"learning_rate": 0.1}, "Its settings: rho, sam_variant, sam_variant_kwargs"),
+]
+
+
+@looped
+@pytest.mark.parametrize(("kwargs", "message"), NEAR_MISSES, ids=[f"{n[0]}" for n in NEAR_MISSES])
+def test_a_near_miss_is_named(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        SAMConfig(**kwargs)
+    assert message in str(caught.value)
+
+
+def test_the_name_of_an_unknown_preset_is_guessed() -> None:
+    with pytest.raises(ValueError, match=r"one of free, fast, full, lora, got 'ful'. Did you mean 'full'\?"):
+        SAMConfig.preset("ful")
+
+
+def test_the_constructor_shows_its_settings() -> None:
+    assert list(inspect.signature(SAMConfig).parameters) == [f.name for f in fields(SAMConfig)]
+    assert not hasattr(SAMConfig(), "_given")
 
 
 @looped

@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "renormalised": {"sam_renormalise": True},
     "stochastic": {"sam_rounding": "stochastic"},
     "cheap": {"ascent_fraction": 0.25, "sam_start": "warmup", "sam_parameters": "last:1", "sam_every": 2},
-    "controlled part": {"ascent_fraction": 0.5, "rho_schedule": "target_ascent", "sam_scope": "micro_batch"},
+    "controlled part": {"ascent_fraction": 0.5, "rho_schedule": "loss_budget", "sam_scope": "micro_batch"},
     "mixed": {"sam_sharpness_weight": 2.0, "sam_renormalise": True, "rho_schedule": "loss_budget"},
 }
 # The same settings by the question that each answers, for combinations of several: the first answer is the default.

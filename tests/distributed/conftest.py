@@ -3,14 +3,9 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 
 from tests.distributed.launch import FSDP2_ON_CPU
-
-# Looked at for examples in docstrings, and cannot be imported.
-collect_ignore = [] if find_spec("deepspeed") else ["deepspeed_on_cpu.py", "deepspeed_worker.py"]
 
 RESUMING = ("test_kills.py", "test_finetune.py")
 LAUNCHING = ("test_launching.py", "test_nodes.py")

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict
 from inspect import signature
@@ -18,17 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from transformers import TrainingArguments
 from transformers.distributed import DistributedConfig
 
+from tests import warm
 from tests.distributed.worker import Job
-
-ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT = 600
-
-
-def environment() -> dict[str, str]:
-    """Return the environment for a launch: one thread a process, nothing left of an earlier launch."""
-    left = ("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "TORCHELASTIC", "ACCELERATE_", "FSDP_", "GROUP_", "ROLE_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(left)}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def torchrun(processes: int, *arguments: Any) -> list[str]:
@@ -75,18 +64,14 @@ class Results(dict[str, list[dict[str, Any]]]):
 
 
 def run_jobs(folder: Path, processes: int, jobs: list[Job], worker: str = "tests.distributed.worker") -> Results:
-    """Run the jobs one after the other, in one launch of so many processes of the module `worker`."""
+    """Run the jobs one after the other, in so many processes of the module `worker`, which torchrun could start."""
     jobs = [job for job in jobs if unavailable(job) is None]
     if not jobs:
         return Results()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "jobs.json"
     path.write_text(json.dumps([asdict(job) for job in jobs]))
-    module = (worker, path, folder)
-    command = torchrun(processes, *module) if processes > 1 else [sys.executable, "-m", *map(str, module)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
-    if done.returncode:
-        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    warm.run_together(processes, worker, path, folder, logs=folder)
     results = Results()
     for job in jobs:
         results[job.name] = [

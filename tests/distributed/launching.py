@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import BertTokenizerFast
 
-from tests.distributed.launch import ROOT, TIMEOUT, environment
+from tests.warm import ROOT, TIMEOUT, environment
 
 SCRIPT = str(ROOT / "scripts" / "finetune.py")
 # An odd number of images to evaluate: two processes cannot share them evenly.

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from scripts.finetune import main
-from tests.distributed.launch import ROOT, environment
 from tests.distributed.launching import (
     DIGITS,
     SCRIPT,
@@ -24,6 +23,7 @@ from tests.distributed.launching import (
     start,
     torchrun,
 )
+from tests.warm import ROOT, environment
 
 pytestmark = pytest.mark.distributed
 

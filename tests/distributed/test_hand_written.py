@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import warm
 from tests.distributed.hand_written import model
-from tests.distributed.launch import FSDP2_ON_CPU, ROOT, environment, torchrun
+from tests.distributed.launch import FSDP2_ON_CPU
 
 pytestmark = pytest.mark.distributed
 
@@ -22,9 +22,7 @@ def found(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, list[torch.Tensor]]]:
     folder: Path = tmp_path_factory.mktemp("loop")
-    command = torchrun(request.param, "tests.distributed.hand_written", folder, *ENGINES)
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    warm.run_together(request.param, "tests.distributed.hand_written", folder, *ENGINES, logs=folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

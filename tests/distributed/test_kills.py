@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from tests.distributed.launch import ROOT, Results, environment, run_jobs, torchrun
+from tests import warm
+from tests.distributed.launch import Results, run_jobs, torchrun
 from tests.distributed.mortal import ERROR
 from tests.distributed.worker import Job
 from tests.models import llama
@@ -74,6 +76,8 @@ DEATHS = {
     "all of fsdp2 sharded": Death("fsdp2 sharded", (0, 1)),
     "an error on one of ddp batch": Death("ddp batch", (1,), "raise"),
 }
+# By torchrun itself: what it does about a death is the same for all engines.
+LAUNCHED = ("one of ddp batch", "an error on one of ddp batch")
 
 
 @dataclass(frozen=True)
@@ -107,29 +111,50 @@ def kill_from_outside(folder: Path, death: Death, delay: float) -> None:
         os.kill(int((folder / f"{rank}.pid").read_text()), signal.SIGKILL)
 
 
+Wait = Callable[[], tuple[int, str]]
+
+
+def launched(folder: Path) -> Wait:
+    """Launch with torchrun; return how to wait for its status and for what it printed."""
+    command = torchrun(2, "tests.distributed.mortal", folder / "job.json", folder)
+    with (folder / "launch.log").open("w") as log:
+        launch = subprocess.Popen(command, cwd=warm.ROOT, env=warm.environment(), stdout=log, stderr=log)
+    return lambda: (launch.wait(timeout=BOUND + 60), (folder / "launch.log").read_text())
+
+
+def started(folder: Path) -> Wait:
+    """Start the processes that torchrun would launch, in a tenth of the time."""
+    together, store = warm.start_together(2, "tests.distributed.mortal", folder / "job.json", folder, logs=folder)
+
+    def wait(store: Any = store) -> tuple[int, str]:
+        codes = warm.end_together(together, BOUND + 60)
+        del store
+        names = [signal.Signals(-code).name for code in codes if code < 0]
+        return max(map(abs, codes)), " ".join([*names, *((folder / f"{rank}.log").read_text() for rank in (0, 1))])
+
+    return wait
+
+
 def end_of(name: str, folder: Path) -> Corpse:
-    """Launch a run, let it die, and see what is left."""
+    """Let a run die, and see what is left."""
     death, seeded = DEATHS[name], random.Random(name)
     folder.mkdir()
     step = -1 if death.how == "outside" else seeded.randrange(2, STEPS)
     fate = {"how": death.how, "ranks": death.ranks, "step": step}
     (folder / "job.json").write_text(json.dumps({"job": asdict(RUNS[death.run]), "fate": fate}))
-    command = torchrun(2, "tests.distributed.mortal", folder / "job.json", folder)
-    with (folder / "errors").open("w") as errors:
-        launch = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=errors, stderr=errors)
-        if death.how == "outside":
-            kill_from_outside(folder, death, seeded.uniform(0.0, 0.3))
-            started = time.monotonic()
-        launch.wait(timeout=BOUND + 60)
-    pids = {path.stem: int(path.read_text()) for path in folder.glob("*.pid")}
+    wait = (launched if name in LAUNCHED else started)(folder)
+    if death.how == "outside":
+        kill_from_outside(folder, death, seeded.uniform(0.0, 0.3))
+        died = time.monotonic()
+    code, errors = wait()
     if death.how != "outside":  # the last thing that was written before the death
-        newest = max(path.stat().st_mtime for path in folder.rglob("*") if path.name != "errors")
-        started = time.monotonic() - (time.time() - newest)
+        newest = max(path.stat().st_mtime for path in folder.rglob("*") if path.suffix != ".log")
+        died = time.monotonic() - (time.time() - newest)
     return Corpse(
-        code=launch.returncode,
-        errors=(folder / "errors").read_text(),
-        seconds=time.monotonic() - started,
-        alive=[pid for pid in pids.values() if is_alive(pid)],
+        code=code,
+        errors=errors,
+        seconds=time.monotonic() - died,
+        alive=[pid for pid in (int(path.read_text()) for path in folder.glob("*.pid")) if is_alive(pid)],
         survived=[path.name for path in folder.glob("*.survived")],
         checkpoint=complete_checkpoints(folder / death.run)[-1],
     )

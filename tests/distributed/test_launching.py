@@ -13,7 +13,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from transformers import AutoModelForSequenceClassification
 
-from tests.distributed.launch import ROOT
+from tests import warm
 from tests.distributed.launching import (
     DIGITS,
     SCRIPT,
@@ -26,12 +26,11 @@ from tests.distributed.launching import (
     runs,
     same_weights,
     start,
-    torchrun,
 )
 
 pytestmark = pytest.mark.distributed
 
-FOLDER = ROOT / "scripts" / "accelerate"
+FOLDER = warm.ROOT / "scripts" / "accelerate"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 BLOCKS = ("--fsdp_transformer_layer_cls_to_wrap", "BertLayer")
 # All that decides over what is started; the rest of the environment is the caller's.
@@ -89,7 +88,7 @@ def test_several_machines_meet_at_the_first() -> None:
     assert (args.rdzv_endpoint, args.rdzv_backend) == ("10.0.0.1:29500", "static")
 
 
-@pytest.mark.parametrize("name", ["cpu", "single_gpu"])
+@pytest.mark.parametrize("name", ["cpu", pytest.param("single_gpu", marks=pytest.mark.everything)])
 def test_one_process_trains(name: str, tmp_path: Path) -> None:
     # cpu.yaml says that more would be ignored without a word, and names torchrun: accelerate's issue 2741.
     more = ["--num_processes", "2"] if name == "cpu" else []
@@ -99,8 +98,10 @@ def test_one_process_trains(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def torchrun_result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of the processes that torchrun starts, without it: `test_finetune.py` runs it."""
     folder = tmp_path_factory.mktemp("torchrun")
-    finish(start(torchrun(*runs(folder, {"run": [*DIGITS, "--output_dir", str(folder / "out")]}))))
+    _, *module = runs(folder, {"run": [*DIGITS, "--output_dir", str(folder / "out")]})
+    warm.run_together(2, *module, logs=folder)
     return found(folder, "run")[0]
 
 
@@ -184,7 +185,10 @@ def test_fsdp2_resumes_from_a_sharded_checkpoint_and_ends_with_an_ordinary_model
             f"{out}/checkpoint-2",
         ],
     }
-    finish(start(accelerate("fsdp2", *BLOCKS, "--fsdp_state_dict_type", "SHARDED_STATE_DICT", *runs(tmp_path, argv))))
+    settings = parsed("fsdp2.yaml", *BLOCKS, "--fsdp_state_dict_type", "SHARDED_STATE_DICT")
+    launched = {k: v for k, v in prepare_multi_gpu_env(settings).items() if k.startswith(("ACCELERATE_", "FSDP_"))}
+    _, *module = runs(tmp_path, argv)
+    warm.run_together(2, *module, logs=tmp_path, **launched)
     assert not (out / "checkpoint-2" / "model.safetensors").exists()
     whole = found(sharded, "trained")[0]
     for name in argv:

@@ -90,6 +90,8 @@ PAIRS += [
 RUNS = [
     job("ddp device, friendly", 4, **ALONE["device, friendly"]),
     accelerated("fsdp2 random", 2, **REPLICATED["random"]),
+    # One decision for all: a process that makes no second pass would be waited for by the others.
+    job("ddp gradient norm, other norms", 4, **METHODS["gradient norm"], bad={"uneven": 0.5}),
 ]
 REFUSED: list[tuple[Job, str]] = [
     (job("static last", 4, **METHODS["last block"], arguments={"ddp_static_graph": True}), "ddp_static_graph"),

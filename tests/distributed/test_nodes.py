@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.launch import ROOT, Results, environment, run_jobs
+from tests.distributed.launch import Results, run_jobs
 from tests.distributed.launching import finish, free_port
 from tests.distributed.worker import Job
 from tests.promises.runs import differences
+from tests.warm import ROOT, environment
 
 pytestmark = pytest.mark.distributed
 

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -28,6 +29,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.radius import auto
+from hf_sam.trainer import ascent_pass
 from tests.distributed import fsdp_on_cpu
 from tests.distributed.models import make_model
 from tests.models import FAMILIES
@@ -49,7 +51,7 @@ class Job:
         scaler: initial loss scale of a forced GradScaler; None without one.
         options: for the engine.
         resume: folder of a checkpoint to go on from, inside the folder for results.
-        bad: what `Spoiled` does, None for nothing.
+        bad: what `Spoiled` or `Uneven` does, None for nothing.
         order: of the examples, which are then not shuffled; None for the Trainer's order.
         examples: how many of them.
         counted: whether to count the collectives.
@@ -110,6 +112,21 @@ class Spoiled:
         return loss * float(self.bad["factor"]) if here and in_pass in self.bad["passes"] else loss
 
 
+class Uneven:
+    """A Trainer whose second process computes other norms of the gradient, as another kind of device may."""
+
+    bad: dict[str, Any]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        norm = ascent_pass.global_norm
+
+        def uneven(*args: Any) -> torch.Tensor:
+            return norm(*args) * (1 + dist.get_rank() * self.bad["uneven"] * (self.state.global_step % 2))
+
+        with mock.patch.object(ascent_pass, "global_norm", uneven):
+            return super().training_step(*args, **kwargs)
+
+
 class InOrder:
     """A Trainer that does not shuffle."""
 
@@ -133,7 +150,7 @@ def trainer_class(job: Job) -> type:
     if job.scaler is not None:
         cls = type("Scaled", (ForcedScaler, cls), {"initial_scale": job.scaler})
     if job.bad is not None:
-        cls = type("SpoiledTrainer", (Spoiled, cls), {"bad": job.bad})
+        cls = type("SpoiledTrainer", (Uneven if "uneven" in job.bad else Spoiled, cls), {"bad": job.bad})
     return cls if job.order is None else type("Ordered", (InOrder, cls), {})
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from transformers import TrainingArguments
 
-from hf_sam import SAMConfig
+from hf_sam import SAMConfig, SAMTrainer, SAMTrainingArguments
 from tests.promises.runs import trainer_for
 
 ELSEWHERE = """
@@ -28,44 +29,53 @@ sys.meta_path.insert(0, Refuse())
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForImageClassification
 torch.set_num_threads(1)
-loader = {"bert": AutoModelForSequenceClassification, "resnet": AutoModelForImageClassification}[sys.argv[1]]
-inputs = {k: torch.tensor(v) for k, v in json.load(sys.stdin).items()}
-for folder in sys.argv[2:]:
-    model = loader.from_pretrained(folder).eval()
-    with torch.no_grad():
-        logits = model(**inputs).logits.tolist()
-    weights = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in model.state_dict().items()}
-    print(json.dumps({"logits": logits, "weights": weights}))
+loaders = {"bert": AutoModelForSequenceClassification, "resnet": AutoModelForImageClassification}
+for family, (inputs, folders) in json.load(sys.stdin).items():
+    for folder in folders:
+        model = loaders[family].from_pretrained(folder).eval()
+        with torch.no_grad():
+            logits = model(**{k: torch.tensor(v) for k, v in inputs.items()}).logits.tolist()
+        weights = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in model.state_dict().items()}
+        print(json.dumps({"family": family, "logits": logits, "weights": weights}))
 assert "hf_sam" not in sys.modules
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["bert", pytest.param("resnet", marks=pytest.mark.slow)])
-def test_a_process_without_hf_sam_loads_the_checkpoint_and_predicts_the_same(family: str, tmp_path: Path) -> None:
-    trainer = trainer_for(family, tmp_path, sam=SAMConfig(rho=0.2), max_steps=3, save_strategy="steps", save_steps=3)
-    trainer.train()
-    trainer.save_model(str(tmp_path / "final"))
-    example = trainer.train_dataset[0]
-    inputs = {k: v.unsqueeze(0) for k, v in example.items() if k != "labels"}
-    with torch.no_grad():
-        expected = trainer.model.eval()(**inputs).logits
-    weights = {k: hashlib.sha256(t.numpy().tobytes()).hexdigest() for k, t in trainer.model.state_dict().items()}
+def test_a_process_without_hf_sam_loads_the_checkpoints_and_predicts_the_same(tmp_path: Path) -> None:
+    weights, logits, asked = {}, {}, {}
+    for family in ("bert", "resnet"):
+        folder = tmp_path / family
+        trainer = trainer_for(family, folder, sam=SAMConfig(rho=0.2), max_steps=3, save_strategy="steps", save_steps=3)
+        trainer.train()
+        trainer.save_model(str(folder / "final"))
+        inputs = {k: v.unsqueeze(0) for k, v in trainer.train_dataset[0].items() if k != "labels"}
+        with torch.no_grad():
+            logits[family] = trainer.model.eval()(**inputs).logits
+        state = trainer.model.state_dict()
+        weights[family] = {k: hashlib.sha256(t.numpy().tobytes()).hexdigest() for k, t in state.items()}
+        folders = [str(folder / "checkpoint-3"), str(folder / "final")]
+        asked[family] = ({k: v.tolist() for k, v in inputs.items()}, folders)
+    answers = answers_elsewhere(asked, tmp_path)
+    assert [there["family"] for there in answers] == ["bert", "bert", "resnet", "resnet"]
+    for there in answers:
+        assert there["weights"] == weights[there["family"]]
+        # Not to the bit: a file's tensors lie elsewhere in memory, and matrix products depend on how they are aligned.
+        torch.testing.assert_close(torch.tensor(there["logits"]), logits[there["family"]])
+
+
+def answers_elsewhere(asked: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Load the checkpoints of every family in one process that has no hf_sam."""
     answer = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, family, str(tmp_path / "checkpoint-3"), str(tmp_path / "final")],
-        input=json.dumps({k: v.tolist() for k, v in inputs.items()}),
+        [sys.executable, "-c", ELSEWHERE],
+        input=json.dumps(asked),
         capture_output=True,
         text=True,
         check=True,
-        cwd=tmp_path,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    answers = [json.loads(line) for line in answer.stdout.splitlines()]
-    assert len(answers) == 2
-    for there in answers:
-        assert there["weights"] == weights
-        # Not to the bit: a file's tensors lie elsewhere in memory, and matrix products depend on how they are aligned.
-        torch.testing.assert_close(torch.tensor(there["logits"]), expected)
+    return [json.loads(line) for line in answer.stdout.splitlines()]
 
 
 def card_of(tmp_path: Path, sam: SAMConfig, **kwargs: Any) -> ModelCard:
@@ -108,3 +118,17 @@ def test_training_arguments_saved_beside_the_model_remember_the_settings(tmp_pat
     args = torch.load(tmp_path / "checkpoint-1" / "training_args.bin", weights_only=False)
     assert args.rho == 0.3
     assert args.learning_rate == trainer.args.learning_rate
+
+
+@pytest.mark.parametrize("kind", [TrainingArguments, SAMTrainingArguments])
+def test_training_arguments_saved_beside_the_model_load_where_the_package_is_not_installed(
+    kind: type, tmp_path: Path
+) -> None:
+    settings = {"sam_config": SAMConfig(rho=0.3)} if kind is TrainingArguments else {}
+    more = {} if settings else {"rho": 0.3}
+    trainer = SAMTrainer(torch.nn.Linear(1, 1), kind(str(tmp_path), use_cpu=True, report_to="none", **more), **settings)
+    trainer.save_model()
+    assert trainer.sam_config.rho == 0.3  # still
+    assert b"hf_sam" not in (tmp_path / "training_args.bin").read_bytes()
+    saved = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    assert (type(saved), saved.rho) == (TrainingArguments, 0.3)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from hf_sam import SAMConfig, SAMTrainer
 from tests.covering import covering
@@ -19,7 +20,7 @@ from tests.promises.runs import differences, fingerprint, trainer_for, weights
 from tests.promises.test_one_epsilon import without_dropout
 
 NAN = math.nan  # one object: it is not equal to another
-KEYS = {"sam/rho", "sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine", "sam/skipped"}
+KEYS = {"sam/rho", "sam/perturbed", "sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine", "sam/skipped"}
 
 
 def training_logs(trainer: Any) -> list[dict[str, float]]:
@@ -48,6 +49,66 @@ def test_every_key_is_in_every_training_log_and_in_no_other(scope: str, tmp_path
     assert not any(set(entry) & KEYS for entry in others)
     assert all(math.isclose(entry["sam/epsilon_norm"], 0.1, rel_tol=1e-5) for entry in logs)
     assert all(entry["sam/rho"] == 0.1 and entry["sam/skipped"] == 0 for entry in logs)
+
+
+QUICK = ("late", "momentum")
+ONE_PASS = {"sam/rho", "sam/perturbed", "sam/epsilon_norm", "sam/skipped"}
+EVERY_RUN = {
+    "late": ("bert", {"sam_start": 0.5}, KEYS),
+    "seldom": ("bert", {"sam_every": 3}, KEYS),
+    "looksam": ("bert", {"sam_variant": "looksam", "sam_variant_kwargs": {"k": 2}}, KEYS),
+    "a gate": ("bert", {"sam_gate": "gradient_norm"}, KEYS),
+    "auto": ("bert", {"rho": "auto"}, KEYS),
+    "a controller": ("bert", {"rho_schedule": "loss_budget"}, KEYS),
+    "momentum": ("bert", {"sam_variant": "momentum"}, ONE_PASS),
+    "random": ("bert", {"sam_variant": "random", "sam_every": 2}, ONE_PASS),
+    "nbar": ("lora", {"sam_variant": "nbar", "rho_schedule": "linear"}, {"sam/rho", "sam/perturbed", "sam/rescaled"}),
+    "bi_lora": ("lora", {"sam_variant": "bi_lora"}, {"sam/rho", "sam/perturbed", "sam/epsilon_norm"}),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EVERY_RUN]
+)
+def test_every_training_log_of_a_run_has_the_same_keys_and_a_number_in_each(name: str, tmp_path: Any) -> None:
+    """A logger that writes a table with the header of the first log would end the run otherwise."""
+    family, settings, keys = EVERY_RUN[name]
+    trainer = trainer_for(family, tmp_path, sam=SAMConfig(**settings), max_steps=6, warmup_steps=2)
+    trainer.train()
+    logs = training_logs(trainer)
+    assert len(logs) == 6
+    for entry in logs:
+        ours = {key: value for key, value in entry.items() if key.startswith("sam/")}
+        assert ours.keys() == keys
+        assert all(type(value) is float and math.isfinite(value) for value in ours.values())
+
+
+@pytest.mark.parametrize(("variant", "key"), [("nbar", "sam/rescaled"), ("bi_lora", "sam/epsilon_norm")])
+def test_variants_that_do_not_perturb_log_what_they_do(variant: str, key: str, tmp_path: Any) -> None:
+    pytest.importorskip("peft")
+    trainer = trainer_for(
+        "lora", tmp_path, sam=SAMConfig(sam_variant=variant), max_steps=3, lr_scheduler_type="constant"
+    )
+    trainer.train()
+    logs = training_logs(trainer)
+    rho = logs[0]["sam/rho"]
+    expected = (
+        [rho * 1e-2] * 3 if variant == "nbar" else [0.0, rho, rho]
+    )  # alpha * lr; Bi-LoRA begins with a plain step
+    assert [entry[key] for entry in logs] == pytest.approx(expected, rel=1e-4)
+    assert [entry["sam/perturbed"] for entry in logs] == [1.0] * 3
+
+
+def test_logs_after_a_callback_has_switched_sam_off_say_so(tmp_path: Any) -> None:
+    class Off(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                args.sam_variant = "none"
+
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(), max_steps=4, trainer_kwargs={"callbacks": [Off()]})
+    trainer.train()
+    assert [entry["sam/perturbed"] for entry in training_logs(trainer)] == [1.0, 1.0, 0.0, 0.0]
+    assert [entry["sam/grad_cosine"] == 1.0 for entry in training_logs(trainer)] == [False, False, True, True]
 
 
 def hand_computed(
@@ -164,7 +225,7 @@ def test_a_bad_gradient_leaves_epsilon_out_and_is_counted(
     assert len(trainer.during) == 2
     assert all(torch.equal(seen, trainer.before) for seen in trainer.during)
     assert bad["sam/skipped"] == 1.0
-    assert not {"sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine"} & set(bad)
+    assert [bad[f"sam/{name}"] for name in ("sharpness", "epsilon_norm", "grad_cosine")] == [0.0, 0.0, 1.0]
     assert training_logs(trainer)[0]["sam/skipped"] == 0.0
 
 

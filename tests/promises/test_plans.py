@@ -78,9 +78,7 @@ def test_a_gated_off_step_is_one_pass(gate: dict[str, Any], open_steps: set[int]
     for step in range(6):
         kinds = [kind for at, kind, _, _ in trainer.passes if at == step]
         assert kinds == ["ascent", "ascent"] + ["descent", "descent"] * (step in open_steps)
-    perturbed = [log["sam/perturbed"] for log in training_logs(trainer) if "sam/perturbed" in log]
-    first_plain = min(set(range(6)) - open_steps)
-    assert perturbed == [float(step in open_steps) for step in range(first_plain, 6)]
+    assert [log["sam/perturbed"] for log in training_logs(trainer)] == [float(step in open_steps) for step in range(6)]
 
 
 def test_a_gate_that_never_opens_is_the_plain_trainer(tmp_path: Path) -> None:
@@ -91,14 +89,15 @@ def test_a_gate_that_never_opens_is_the_plain_trainer(tmp_path: Path) -> None:
     sharp.train()
     moved = differences(fingerprint(plain), fingerprint(sharp))
     assert any(name.startswith("weight") for name in moved), "the first step has no past, and perturbs"
-    assert [log.get("sam/perturbed", 1.0) for log in training_logs(sharp)] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert [log["sam/perturbed"] for log in training_logs(sharp)] == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
 def test_momentum_waits_for_the_end_of_warm_up_unless_told_otherwise(tmp_path: Path) -> None:
     waits = counted(tmp_path, sam_variant="momentum", max_steps=4, warmup_steps=2)
-    assert [log.get("sam/rho") for log in training_logs(waits)] == [None, None, 0.5, 0.5]
+    assert [log["sam/rho"] for log in training_logs(waits)] == [0.0, 0.0, 0.5, 0.5]
     at_once = counted(tmp_path, sam_variant="momentum", sam_start=0.0, max_steps=4, warmup_steps=2)
-    assert [log.get("sam/rho") for log in training_logs(at_once)] == [None, 0.5, 0.5, 0.5], "AdamW has no m at first"
+    assert [log["sam/rho"] for log in training_logs(at_once)] == [0.0, 0.5, 0.5, 0.5], "AdamW has no m at first"
+    assert [log["sam/perturbed"] for log in training_logs(at_once)] == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_one_pass_directions_make_one_pass_at_the_same_weights_for_every_micro_batch(tmp_path: Path) -> None:
@@ -186,7 +185,7 @@ def test_the_loss_of_a_part_is_in_the_units_of_the_whole(scope: str, tmp_path: P
     for found, logs in runs[1:]:
         assert (found - runs[0][0]).abs().max() <= RELATIVE[torch.float32]
         for mine, whole in zip(logs, runs[0][1], strict=True):
-            for key in ("loss", "sam/sharpness", "sam/epsilon_norm"):
+            for key in ("loss", "sam/epsilon_norm"):
                 assert mine[key] == pytest.approx(whole[key], rel=1e-3, abs=1e-6), key
 
 
@@ -216,9 +215,9 @@ def test_only_the_chosen_parameters_are_differentiated_and_move(settings: dict[s
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     chosen = {name for name in every if ".layer.1." in name or "pooler" in name or "classifier" in name}
-    assert graded == [chosen, every]
+    assert graded == [every, chosen, every], "once with all, to see whether the loss is the same without"
     assert all(p.requires_grad for p in trainer.model.parameters())
-    climbed = trainer.seen[1]
+    climbed = trainer.seen[-1]
     sizes = [p.numel() for p in start.values()]
     moved = {
         name
@@ -255,7 +254,7 @@ class Changing(TrainerCallback):
     ("later", "expected"),
     [
         ({"rho": 0.2}, [0.1, 0.1, 0.2, 0.2]),
-        ({"sam_every": 3}, [0.1, 0.1, None, 0.1]),
+        ({"sam_every": 3}, [0.1, 0.1, 0.0, 0.1]),
         ({"sam_variant": "asam"}, [0.1, 0.1, 0.1, 0.1]),
     ],
     ids=str,
@@ -268,7 +267,7 @@ def test_a_callback_may_change_the_settings(later: dict[str, Any], expected: lis
         return trainer
 
     trainer = trained([Changing(**later)])
-    assert [log.get("sam/rho") for log in training_logs(trainer)] == expected
+    assert [log["sam/rho"] for log in training_logs(trainer)] == expected
     assert not torch.equal(weights(trainer), weights(trained([])))
 
 
@@ -302,7 +301,7 @@ def test_auto_is_in_sizes_of_the_weights_without_a_gradient(
     trainer.train()
     sizes = [p.detach().abs() for name, p in trainer.model.named_parameters() if re.search(chosen, name)]
     typical = torch.cat([size.flatten() for size in sizes]).square().mean().sqrt().item()
-    radii = [log["sam/rho"] for log in training_logs(trainer) if "sam/rho" in log]
+    radii = [log["sam/rho"] for log in training_logs(trainer) if log["sam/perturbed"]]
     assert len(radii) >= 3
     assert all(0.25 * typical < rho < 1.5 * (typical + 0.01) for rho in radii)
 

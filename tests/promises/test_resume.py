@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from itertools import product
@@ -17,28 +14,28 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hf_sam import SAMConfig, SAMTrainer
+from tests import warm
 from tests.covering import covering
 from tests.models import build
 from tests.promises.resumable import complete_checkpoints
 from tests.promises.runs import differences, fingerprint, trainer_for
 
-ROOT = Path(__file__).parents[2]
+RESUMABLE = "tests.promises.resumable"
 
 
-def start(folder: Path, *arguments: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.promises.resumable", str(folder), *map(str, arguments)]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **quiet)
+def log_of(folder: Path) -> Path:
+    return folder.with_suffix(".log")
 
 
 def run(folder: Path, *arguments: Any) -> int:
-    process = start(folder, *arguments)
-    _, errors = process.communicate()
-    if process.returncode not in (0, -signal.SIGKILL):
-        pytest.fail(errors.decode())
-    return process.returncode
+    code = warm.run(RESUMABLE, folder, *arguments, log=log_of(folder))
+    if code not in (0, -signal.SIGKILL):
+        pytest.fail(warm.end_of(log_of(folder)))
+    return code
 
 
 def final(folder: Path) -> dict[str, Any]:
@@ -64,14 +61,14 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path: Path) ->
     assert run(whole, "new", "remembering", 1, -1) == 0
     kills, mode = 0, "new"
     for n in range(4):
-        process = start(cut, mode, "remembering", 1, -1)
+        process = warm.start(RESUMABLE, cut, mode, "remembering", 1, -1, log=log_of(cut))
         seen = len(complete_checkpoints(cut)) if cut.exists() else 0
-        while process.poll() is None and (len(complete_checkpoints(cut)) if cut.exists() else 0) <= seen:
+        while process.exitcode is None and (len(complete_checkpoints(cut)) if cut.exists() else 0) <= seen:
             time.sleep(0.005)
         time.sleep(0.004 * n)
         process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
         mode = "resume"
     assert kills >= 2
     assert run(cut, "resume", "remembering", 1, -1) == 0
@@ -166,7 +163,9 @@ def test_our_state_is_json_and_safetensors(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, SAMConfig(rho=0.2, sam_variant="remembering"))
     content = json.loads((folder / "sam_state.json").read_text())
     assert content["config"] == asdict(SAMConfig(rho=0.2, sam_variant="remembering"))
-    assert content["values"] == {"variant.steps": 1}
+    values = {name: value for name, value in content["values"].items() if not name.startswith("totals.")}
+    assert values == {"variant.steps": 1}
+    assert content["values"]["totals.steps"] == 1
     assert {p.name for p in folder.glob("*sam*")} == {"sam_state.json", "sam_state.safetensors"}
 
 
@@ -175,7 +174,8 @@ def test_a_second_run_starts_without_the_memory_of_the_first(tmp_path: Path) -> 
     trainer = trainer_for("bert", tmp_path, sam=sam, max_steps=3, save_strategy="steps", save_steps=3)
     trainer.train()
     trainer.train()
-    assert json.loads((tmp_path / "checkpoint-3" / "sam_state.json").read_text())["values"] == {"variant.steps": 3}
+    values = json.loads((tmp_path / "checkpoint-3" / "sam_state.json").read_text())["values"]
+    assert (values["variant.steps"], values["totals.steps"]) == (3, 3)
 
 
 def test_a_checkpoint_of_the_plain_trainer_can_be_resumed_and_that_is_said(
@@ -223,3 +223,86 @@ def test_save_only_model_saves_only_the_model(tmp_path: Path) -> None:
     trainer.train()
     assert not list((tmp_path / "checkpoint-1").glob("sam_state*"))
     assert isinstance(trainer, SAMTrainer)
+
+
+class Failing(SAMTrainer):
+    """Fails in a pass of its third step, once."""
+
+    error: type[BaseException] = KeyboardInterrupt
+    failed = False
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 2 and not self.failed and self.in_descent_pass:
+            self.failed = True
+            raise self.error("CUDA out of memory. In the middle of a pass.")  # so auto_find_batch_size knows it
+        return super().compute_loss(*args, **kwargs)
+
+
+class Surviving(Failing):
+    """Leaves the batch out in which a pass failed, as many a trainer does when memory runs out."""
+
+    error = RuntimeError
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().training_step(*args, **kwargs)
+        except RuntimeError:
+            self.model.zero_grad()
+            return torch.zeros(())
+
+
+def remembered(trainer: Any) -> dict[str, Any]:
+    return {k: v.tolist() for k, v in trainer._sam.planner.state_dict().items() if isinstance(v, torch.Tensor)}
+
+
+STATEFUL = SAMConfig(rho=0.05, rho_schedule="target_ascent")
+
+
+def failing(cls: type, folder: Path, **arguments: Any) -> Any:
+    return trainer_for("bert", folder, sam=STATEFUL, classes=(SAMTrainer, cls), max_steps=4, **arguments)
+
+
+def test_an_error_in_a_pass_leaves_what_sam_remembers_to_be_saved(tmp_path: Path) -> None:
+    whole = failing(SAMTrainer, tmp_path / "whole")
+    whole.args.max_steps = 2
+    whole.train()
+    trainer = failing(Failing, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer._save_checkpoint(trainer.model, None)
+    saved = load_file(tmp_path / "checkpoint-2" / "sam_state.safetensors")
+    assert remembered(whole)["radius.rho"] != pytest.approx(STATEFUL.rho)
+    assert saved["radius.rho"].tolist() == remembered(whole)["radius.rho"]
+
+
+def test_an_error_that_the_users_trainer_survives_leaves_what_sam_remembers(tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(remembered(trainer))
+
+    trainer = failing(Surviving, tmp_path)
+    trainer.add_callback(Look())
+    trainer.train()
+    assert trainer.failed
+    assert seen[2] == seen[1]  # the third step was left out, and nothing begins anew
+    assert seen[3] != seen[2]
+
+
+def test_a_smaller_batch_is_tried_without_the_memory_of_the_larger_one(tmp_path: Path) -> None:
+    class OutOfMemory(Failing):
+        error = torch.OutOfMemoryError
+
+    seen: list[Any] = []
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append((state.global_step, trainer._sam.planner and remembered(trainer)))
+
+    trainer = failing(OutOfMemory, tmp_path, auto_find_batch_size=True)
+    trainer.add_callback(Look())
+    trainer.train()
+    assert [step for step, _ in seen[:4]] == [0, 1, 2, 0]
+    assert seen[2][1] is not None
+    assert seen[3][1] is None

@@ -15,7 +15,7 @@ from torch import nn
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.step.measurement import Measurement
 from hf_sam.trainer import run_state
-from hf_sam.trainer.logs import tell_realised_norm
+from hf_sam.trainer.radius_warnings import tell_realised_norm
 from hf_sam.vectors.stochastic_rounding import StochasticRounding
 from tests.promises.runs import differences, fingerprint, trainer_for
 

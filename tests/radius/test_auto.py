@@ -26,7 +26,7 @@ EXACT = 40 * RELATIVE[torch.float32]  # the losses are kept in float32
 
 def left_of(now: float, l_0: float, noise: float) -> float:
     """r: the share of the first loss that is left, one standard error too high."""
-    return min(max((now + noise) / l_0, 0.0), 1.0) if l_0 > 0 else 1.0
+    return min(max(now / l_0 * (1 + noise / l_0), 0.0), 1.0) if l_0 > 0 else 1.0
 
 
 def length(kind: type[Auto], loss: float, left: float) -> float:
@@ -41,7 +41,7 @@ def reference(
     found: list[float | None] = [None] * min(patience, len(losses))
     first = [x for x in losses[:patience] if np.isfinite(x)]
     l_0 = now = float(np.mean(first))
-    deviation = np.std(first, ddof=1) if len(first) > 1 else 0.0
+    deviation = np.sqrt(np.mean(np.diff(first) ** 2) / 2) if len(first) > 1 else 0.0
     noise = deviation * np.sqrt(1 / len(first) + 0.05 / 1.95)
     left, idle = left_of(now, l_0, noise), False
     for step, loss in enumerate(losses[patience:], start=patience + 1):
@@ -142,6 +142,23 @@ def test_what_has_been_learnt_to_the_end_costs_plain_steps(kind: type[Auto]) -> 
     assert again[-1] is not None, "and what is lost again does not"
 
 
+def test_it_rests_where_all_is_learnt_however_the_first_losses_fell() -> None:
+    """The fall of the first losses is no noise, and what noise they have is not that of losses near zero."""
+    rng = np.random.default_rng(0)
+    for fall in (0.0, 0.02, 0.1):
+        first = [2.0 * math.exp(-fall * t) * rng.uniform(0.9, 1.1) for t in range(PATIENCE)]
+        later = [first[-1] * math.exp(-0.05 * t) * rng.uniform(0.9, 1.1) for t in range(300)]
+        found = feed(AutoRise(), first + later)
+        assert any(found), "half way it perturbs"
+        assert found[-20:] == [None] * 20
+
+
+def test_the_noise_of_a_straight_fall_is_small() -> None:
+    radius = AutoRise()
+    feed(radius, [2.0 - 0.05 * t for t in range(PATIENCE)])
+    assert radius.state_dict()["losses"][2] < 0.02
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_is_passed_over(bad: float, kind: type[Auto]) -> None:
@@ -152,9 +169,21 @@ def test_a_loss_that_is_not_finite_is_passed_over(bad: float, kind: type[Auto]) 
 
 
 @pytest.mark.parametrize("first", [0.0, -2.0, math.nan])
-def test_a_first_loss_without_a_share_to_fall_by_is_never_perturbed(first: float) -> None:
-    found = feed(AutoRise(), [first] * PATIENCE + [1.0, 0.5, -1.0, -5.0])
+def test_a_first_loss_without_a_share_to_fall_by_is_never_perturbed_and_that_is_said(
+    first: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = feed(AutoRise(), [first] * PATIENCE + [1.0, 0.5, -1.0, -5.0] * 8)
     assert set(found) <= {None, 0.0}
+    (message,) = caplog.messages
+    assert "rho='auto'" in message
+    assert "Give a number, such as rho=0.05" in message
+
+
+def test_a_state_without_the_last_loss_is_taken() -> None:
+    """Of a version that did not keep it."""
+    radius = AutoRise()
+    radius.load_state_dict(GOOD)
+    assert radius.state_dict()["last"] == GOOD["losses"][1]
 
 
 def test_half_way_the_length_is_largest_and_the_ends_are_zero() -> None:

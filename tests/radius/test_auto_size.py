@@ -15,7 +15,7 @@ from hf_sam.radius.auto import CHECK, PATIENCE, Auto, AutoRise, AutoSize, size_a
 from hf_sam.step_context import StepContext
 from hf_sam.trainer.step_planner import StepPlanner
 from hf_sam.variants import make_variant
-from hf_sam.variants.asam import ETA
+from hf_sam.variants.asam import ASAM, ETA
 from hf_sam.vectors import vectors as numerics
 from hf_sam.vectors.vectors import global_dot, snapshot
 from tests.compare import bits, same_bits
@@ -127,6 +127,29 @@ def test_to_first_order_the_loss_rises_by_what_is_asked_for(variant: str, loss_s
     rho = half_way(AutoRise(2.0, scale_free=variant == "asam")).from_gradient(w, scaled, loss_scale)
     rise = global_dot(g, make_variant(variant).ascend(w, snapshot(g), rho).epsilon).item()
     assert rise == pytest.approx(2 * RISE, rel=1e-6)
+
+
+class Fewer(ASAM):
+    """Scales matrices only, and no convolutions."""
+
+    def scales(self, param: Tensor) -> bool:
+        return param.dim() == 2
+
+
+@looped
+@pytest.mark.parametrize("variant", [ASAM(), ASAM(eta=0.0), ASAM(eta=1e-4), ASAM(eta=1.0), Fewer(eta=0.1)], ids=str)
+@pytest.mark.parametrize("scale", [0.02, 1.0])
+def test_the_t_is_that_of_the_variant(variant: ASAM, scale: float) -> None:
+    w, g = [nn.Parameter(x) for x in drawn(SHAPES, DTYPES[:1], 1, scale)], drawn(SHAPES, DTYPES[:1], 2)
+    radius = AutoRise(2.0, scale_free=True, eta=variant.eta, scales=variant.scales)
+    rho = half_way(radius).from_gradient(w, g, 1.0)
+    rise = global_dot(g, variant.ascend(w, snapshot(g), rho).epsilon).item()
+    assert rise == pytest.approx(2 * RISE, rel=1e-6)
+
+
+def test_a_run_takes_the_eta_of_its_options() -> None:
+    planner = StepPlanner(SAMConfig(rho="auto", sam_variant="asam", sam_variant_kwargs={"eta": 0.5}))
+    assert planner.radius.eta == 0.5
 
 
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])

@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,23 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import warm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [20, 30])
+@pytest.mark.parametrize("step", [20, pytest.param(30, marks=pytest.mark.everything)])
 def test_kill_9_while_saving(step: int, run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     argv: list[Any] = ["--max_steps", 40, "--save_steps", 10, "--eval_steps", 100, "--save_total_limit", 4, "--use_cpu"]
     argv += ["--disable_tqdm", "True"]
     assert run(*argv, "--output_dir", tmp_path / "whole")[0] == 0
     killed = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "scripts" / "finetune.py"), *map(str, argv), "--output_dir", str(killed)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    script = str(warm.ROOT / "scripts" / "finetune.py")
+    process = warm.start(script, *argv, "--output_dir", killed, log=tmp_path / "killed.log")
     while not (killed / f"checkpoint-{step}").exists():
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.exitcode is None, "it ended before it could be killed"
         time.sleep(0.001)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (killed / "model.safetensors").exists()
     assert run(*argv, "--output_dir", killed, "--resume_from_checkpoint", "True")[0] == 0
     whole, resumed = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", killed))

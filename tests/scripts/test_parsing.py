@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from hf_sam import SAMConfig
+from hf_sam.config.presets import PRESETS
+from hf_sam.trainer.arguments import config_of
 from scripts.common.errors import UserError
 from scripts.common.parsing import parse
 from scripts.tasks import TASKS
@@ -101,3 +104,29 @@ def test_a_bad_argument_is_named(argv: list[str], words: list[str]) -> None:
         parse(argv, DEFAULTS)
     assert not [word for word in words if word not in str(caught.value)], caught.value
     assert "\n" not in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Presets
+# ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_what_was_not_given(name: str, recipe: Any) -> None:
+    for argv in (["--preset", name], [recipe(f"preset: {name}\n")]):
+        training = parsed(*argv)[1]
+        assert config_of(training) == SAMConfig.preset(name)
+        assert training.preset == name
+    assert training.output_dir == f"outputs/digits-{training.sam_variant}"
+
+
+def test_what_is_given_wins_over_the_preset(recipe: Any, caplog: pytest.LogCaptureFixture) -> None:
+    path = recipe("preset: fast\nsam_every: 2\n")
+    training = parsed(path, "--rho", "0.3", "--ascent_fraction", "1.0")[1]
+    assert config_of(training) == SAMConfig.preset("fast", rho=0.3, ascent_fraction=1.0, sam_every=2)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("hf_sam")]
+    assert len(said) == 2
+    assert all("given beside it, is used" in message for message in said)
+
+
+def test_an_unknown_preset_is_guessed() -> None:
+    with pytest.raises(UserError, match=r"--preset ful is unknown, did you mean 'full'.*Known: free, fast, full, lora"):
+        parsed("--preset", "ful")

@@ -87,3 +87,72 @@ def test_bad_arguments_are_refused(tmp_path: Path, settings: dict[str, Any], mes
     trainer.eval_dataset = None
     with pytest.raises(ValueError, match=r"dataset=...\)` must be given"):
         SharpnessCallback(trainer)
+
+
+class Weighted(SAMTrainer):
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        labels = inputs.pop("labels")
+        out = model(**inputs)
+        loss = torch.nn.functional.cross_entropy(out.logits, labels, weight=torch.tensor([1.0, 9.0, 2.0]))
+        return (loss, out) if return_outputs else loss
+
+
+def focal(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    each = torch.nn.functional.cross_entropy(outputs["logits"], labels, reduction="none")
+    return ((1 - each.neg().exp()) ** 2 * each).mean()
+
+
+def once_only(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    return torch.cdist(outputs["logits"], torch.eye(3)[labels]).mean()
+
+
+def one_of(kind: str, tmp_path: Path, **settings: Any) -> Trainer:
+    model, examples = build("vit")
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=4, per_device_eval_batch_size=9, logging_steps=1,
+        report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
+        label_smoothing_factor=0.3 if kind == "smoothed" else 0.0,
+    )  # fmt: skip
+    rows = as_floats(examples)
+    return (Weighted if kind == "weighted" else SAMTrainer)(
+        model.float(), args, train_dataset=rows, eval_dataset=rows, sam_config=SAMConfig(rho=0.05), **settings
+    )
+
+
+@pytest.mark.parametrize("kind", ["own", "smoothed", "weighted", "focal"])
+def test_the_loss_is_the_one_that_the_trainer_evaluates(kind: str, tmp_path: Path) -> None:
+    trainer = one_of(kind, tmp_path, compute_loss_func=focal if kind == "focal" else None)
+    expected = trainer.evaluate()["eval_loss"]
+    for size in (9, 2):
+        callback = SharpnessCallback(trainer, measures=["loss"], batch_size=size)
+        assert callback.measure()["sharpness/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_cannot_be_measured_is_said_once_and_never_ends_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = one_of("own", tmp_path, compute_loss_func=once_only)
+    trainer.add_callback(SharpnessCallback(trainer, every=1))
+    with caplog.at_level("WARNING", logger="hf_sam"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    assert sum("sharpness/sam" in row for row in trainer.state.log_history) == 3
+    assert not any("sharpness/lambda_max" in row for row in trainer.state.log_history)
+    said = [r.getMessage() for r in caplog.records if "logs no sharpness/lambda_max" in r.getMessage()]
+    assert len(said) == 1
+    assert "no second derivative" in said[0]
+
+
+def test_a_loss_that_belongs_to_its_batch_is_measured_by_batches_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def contrastive(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        z = outputs["logits"]
+        return torch.nn.functional.cross_entropy(z @ z.T, torch.arange(len(z)))
+
+    trainer = one_of("own", tmp_path, compute_loss_func=contrastive)
+    with caplog.at_level("WARNING", logger="hf_sam"):
+        found = SharpnessCallback(trainer, measures=["loss"], batch_size=3).measure()
+    trainer.args.per_device_eval_batch_size = 3
+    assert found["sharpness/loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
+    assert "losses of batches of 3 examples" in caplog.text

@@ -102,7 +102,7 @@ def test_the_density(family: str) -> None:
     assert np.trapezoid(curve, at) == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.everything  # a matrix of six thousand rows, and its eigenvalues
 def test_the_density_of_six_thousand_parameters() -> None:
     model, examples = build("bert", hidden_size=16, intermediate_size=32)
     values = np.linalg.eigvalsh(hessian(model, examples))

@@ -41,6 +41,7 @@ def test_results_are_those_without_and_forward_passes_are_saved() -> None:
     found, counts = [], []
     for graphs in (0, 2, 9):
         one = analyzer(graphs)
+        one.loss_function.products(torch.ones(1, one.loss_function.size, dtype=torch.float64))  # checks, once
         forwards = Forwards(one)
         result = one.top_eigenvalues()
         found.append(result.values[0])

@@ -4,21 +4,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.distributed.launch import ROOT, environment, torchrun
+from tests import warm
 from tests.sharpness import processes_worker
 
 pytestmark = pytest.mark.distributed
 
 
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    command = torchrun(2, "tests.sharpness.processes_worker", tmp_path)
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    warm.run_together(2, "tests.sharpness.processes_worker", tmp_path, logs=tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1))
     assert first == second
     for family, values in first.items():

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict, UserDict
+from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 from transformers import BatchEncoding, BatchFeature
 
-from hf_sam.trainer.batch_subset import BatchSubset, batch_size, batch_subset
+from hf_sam.trainer.batch_rows import Rows, UnknownRowsError
+from hf_sam.trainer.batch_subset import BatchSubset, batch_subset, placeholders_of
+from tests.looped import looped
 
 FRACTIONS = [Fraction(n, d) for d in (*range(1, 13), 49, 100) for n in {1, d // 3, d // 2, d - 1, d} if 0 < n <= d]
 
@@ -114,19 +117,22 @@ def test_whole_micro_batches_are_the_same_objects_and_nothing_is_changed() -> No
 # ----------------------------------------------------------------------------------------------------------------------
 # What a batch consists of
 # ----------------------------------------------------------------------------------------------------------------------
-def test_tensors_without_the_batch_dimension_stay_whole() -> None:
+def test_what_there_is_one_of_for_all_examples_stays_whole() -> None:
     batch = {
         "input_ids": rows(4, 6),
         "labels": rows(4),
         "position_ids": rows(1, 6),
         "scale": torch.tensor(2.0),
-        "mask": torch.ones(6, 6),
         "empty": torch.zeros(0, 4),
+        "array": numpy.arange(4),
+        "number": numpy.float32(4),
+        "size": torch.Size([4, 4]),
+        "shape": (224, 224),
     }
     part = cut(batch, 0.5)
-    assert part["labels"].tolist() == [1, 3]
+    assert part["labels"].tolist() == part["array"].tolist() == [1, 3]
     assert part["input_ids"][:, 0].tolist() == [1, 3]
-    for name in ("position_ids", "scale", "mask", "empty"):
+    for name in ("position_ids", "scale", "empty", "number", "size", "shape"):
         assert part[name] is batch[name]
 
 
@@ -149,11 +155,17 @@ def test_nested_containers_are_cut_all_the_way_down() -> None:
     assert [t.view(2, -1)[:, 0].tolist() for t in found] == [[1, 3]] * 9
 
 
-@pytest.mark.parametrize("layers", [2, 4])
-def test_as_many_layers_as_examples_are_not_taken_for_examples(layers: int) -> None:
-    part = cut({"labels": rows(layers), "past": tuple((rows(layers), rows(layers, 2)) for _ in range(layers))}, 0.5)
-    assert len(part["past"]) == layers
-    assert all(len(t) == layers // 2 for pair in part["past"] for t in pair)
+def test_layers_are_not_taken_for_examples() -> None:
+    part = cut({"labels": rows(4), "past": tuple((rows(4), rows(4, 2)) for _ in range(2))}, 0.5)
+    assert len(part["past"]) == 2
+    assert all(len(t) == 2 for pair in part["past"] for t in pair)
+
+
+def test_a_named_tuple_stays_one() -> None:
+    Pair = namedtuple("Pair", "left right")
+    part = cut({"labels": rows(4), "pair": Pair(rows(4), rows(4, 2))}, 0.5)
+    assert type(part["pair"]) is Pair
+    assert part["pair"].right[:, 0].tolist() == [1, 3]
 
 
 def test_one_item_per_example_goes_with_its_example() -> None:
@@ -179,7 +191,7 @@ def test_two_images_with_labels_are_not_taken_for_rows() -> None:
 
 
 def test_what_has_no_rows_stays() -> None:
-    batch = {"input_ids": rows(4, 2), "return_loss": True, "names": ["a", "b"], "nothing": None, "kind": "text"}
+    batch = {"input_ids": rows(4, 2), "return_loss": True, "names": [], "nothing": None, "kind": "text", "most": 4}
     part = cut(batch, 0.5)
     assert {k: v for k, v in part.items() if k != "input_ids"} == {k: v for k, v in batch.items() if k != "input_ids"}
 
@@ -195,23 +207,100 @@ def test_a_batch_of_one_is_taken_whole() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# How many examples there are
+# What is not certain
 # ----------------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("batch", "size"),
-    [
-        ({"position_ids": rows(1, 6), "input_ids": rows(4, 6)}, 4),
-        ({"weights": rows(9), "inputs_embeds": rows(4, 6, 2), "labels": torch.tensor(3)}, 4),
-        ({"image_grid": rows(3, 3), "labels": rows(4)}, 4),
-        ({"scale": torch.tensor(1.0), "x": rows(5), "y": rows(7)}, 5),
-        ({"labels": [{"boxes": rows(9)}] * 4, "pixel_values": rows(4, 3)}, 4),
-    ],
-)
-def test_the_batch_is_the_first_dimension_of_what_is_known_to_have_it(batch: dict[str, Any], size: int) -> None:
-    assert batch_size(batch) == size
+class Graph:
+    """An object that holds the examples, as a batch of graphs is."""
+
+    x = rows(8)
 
 
-@pytest.mark.parametrize("batch", [{"text": ["a", "b"], "kind": 1}, {"scale": torch.tensor(1.0)}, {}])
-def test_a_batch_without_tensors_is_refused_with_the_way_out(batch: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"`ascent_fraction` below 1 needs batches .* got \[.*\]\. Leave ascent_fract"):
+PATCHES = {"pixel_values": rows(64, 6), "image_grid_thw": rows(4, 3)}
+BATCHES: dict[str, tuple[dict[str, Any], str]] = {
+    "patches of images": ({"input_ids": rows(4, 9), **PATCHES}, "4 in 'input_ids', 64 in 'pixel_values'"),
+    "as many patches as texts": ({"input_ids": rows(4), "image_grid_thw": rows(4, 3)}, "'image_grid_thw' says"),
+    "graphs": ({"x": rows(9, 4), "edge_index": rows(2, 12), "labels": rows(4)}, "different numbers of rows"),
+    "two graphs of a node": ({"x": rows(2), "edge_index": rows(2, 2), "labels": rows(2)}, "'edge_index' says"),
+    "an object": ({"graph": Graph(), "labels": rows(4)}, "'graph' is a Graph"),
+    "a flattened list": ({"labels": rows(4), "texts": list("abcdefgh")}, "'texts' has 8 items for 4 examples"),
+    "packed sequences": ({"input_ids": rows(2, 9), "cu_seq_lens_q": rows(2)}, "'cu_seq_lens_q' says"),
+    "a mask for all": ({"input_ids": rows(4, 6), "mask": rows(6, 6)}, "4 in 'input_ids', 6 in 'mask'"),
+    "pairs": ({"input_ids": rows(8, 6), "labels": rows(4)}, "4 in 'labels', 8 in 'input_ids'"),
+    "weights of classes": ({"x": rows(3), "class_weights": rows(3)}, "'class_weights' may have a row for each class"),
+    "layers or masks": ({"x": rows(2), "masks": [rows(2, 8), rows(2, 8)]}, "'masks' may be one item for each"),
+    "a shape or labels": ({"x": rows(2), "size": (224, 224)}, "'size' may be one item for each"),
+    "three positions": ({"x": rows(3), "position_ids": rows(3, 3, 9)}, "first dimension of 'position_ids'"),
+    "nested": ({"labels": rows(4), "more": {"deep": [rows(5)]}}, "'deep' has 1 items for 4 examples"),
+    "choices of one question": ({"input_ids": rows(4, 6), "labels": rows(1)}, "1 in 'labels', 4 in 'input_ids'"),
+    "lengths": ({"x": rows(1, 6), "lengths": rows(2)}, "1 in 'x', 2 in 'lengths'"),
+    "sparse": ({"labels": rows(4), "x": torch.eye(4).to_sparse()}, "sparse or nested"),
+    "texts alone": ({"text": ["a", "b"], "kind": 1}, "no tensor that says how many"),
+    "a number alone": ({"scale": torch.tensor(1.0)}, "no tensor that says how many"),
+    "nothing": ({}, "no tensor that says how many"),
+}
+
+
+@looped
+@pytest.mark.parametrize("name", BATCHES)
+def test_what_is_not_certain_is_refused_with_the_way_out(name: str) -> None:
+    batch, reason = BATCHES[name]
+    with pytest.raises(UnknownRowsError) as caught:
         batch_subset([batch], 0.5)
+    message = str(caught.value)
+    assert reason in message
+    assert message.startswith("`SAMConfig(ascent_fraction=...)` below 1 has to cut a batch, and ")
+    assert "Leave ascent_fraction=1, or take whole micro-batches" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_whole_micro_batches_of_it_are_taken_as_they_are(name: str) -> None:
+    batch, _ = BATCHES[name]
+    (part,) = batch_subset([batch, batch], 0.5)
+    assert part is batch
+
+
+def test_one_example_that_cannot_be_cut_is_taken_whole() -> None:
+    """As a collator without padding makes it: all texts in one row."""
+    batch = {"input_ids": rows(1, 30), "position_ids": rows(1, 30), "max_length_q": 9}
+    assert batch_subset([batch], 0.5).share == 1
+
+
+def test_images_in_texts_are_cut_where_each_has_one() -> None:
+    class Model:
+        config = type("Config", (), {"image_token_id": 7, "video_token_id": None, "audio_token_index": 9})()
+
+    tokens = placeholders_of(Model())
+    assert tokens == [7, 9]
+    ids = torch.tensor([[7, 7, 1], [1, 7, 7], [7, 1, 7], [7, 7, 2]])
+    part, _ = batch_subset([{"input_ids": ids, "pixel_values": rows(4, 3)}], 0.5, 1, tokens), None
+    assert part[0]["pixel_values"][:, 0].tolist() == [1, 3]
+    uneven = {"input_ids": ids.clone(), "pixel_values": rows(4, 3)}
+    uneven["input_ids"][1] = 1
+    with pytest.raises(UnknownRowsError, match="different numbers of the images or sounds in 'pixel_values'"):
+        batch_subset([uneven], 0.5, 1, tokens)
+    assert len(batch_subset([{"input_ids": uneven["input_ids"]}], 0.5, 1, tokens)[0]["input_ids"]) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rows that belong together
+# ----------------------------------------------------------------------------------------------------------------------
+@looped
+@pytest.mark.parametrize(("size", "fraction", "expected"), [(2, 0.5, [2, 3, 6, 7]), (4, 0.5, [4, 5, 6, 7])])
+def test_rows_of_a_group_stay_together(size: int, fraction: float, expected: list[int]) -> None:
+    groups = 8 // size
+    batch = {"input_ids": rows(8, 5), "labels": rows(groups), "texts": list("abcdefgh"), "of_group": rows(groups, 2)}
+    subset = batch_subset([batch], fraction, size)
+    assert subset.share == fraction
+    assert subset[0]["input_ids"][:, 0].tolist() == expected
+    assert subset[0]["texts"] == ["abcdefgh"[i] for i in expected]
+    assert subset[0]["labels"].tolist() == sorted({row // size for row in expected})
+
+
+@pytest.mark.parametrize("batch", [{"x": rows(9)}, {"x": rows(8), "labels": rows(2)}, {"x": rows(8), "y": rows(16)}])
+def test_rows_that_make_no_groups_are_refused(batch: dict[str, Any]) -> None:
+    if len(batch.get("y", ())) == 16:
+        assert Rows(batch, 2).examples == 8
+        return
+    with pytest.raises(UnknownRowsError, match=r"no multiple of ascent_group_size=4|different numbers of rows"):
+        batch_subset([batch], 0.5, 4 if len(batch) == 1 else 2)

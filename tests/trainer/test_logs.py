@@ -4,14 +4,29 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from hf_sam import VARIANTS, StepContext
 from hf_sam.step.measurement import Measurement
 from hf_sam.trainer.logs import Averages, Sampler
+from hf_sam.trainer.micro_batches import Window
+from hf_sam.trainer.step_planner import StepPlan
 
 NAN, INF = float("nan"), float("inf")
+
+
+SAM, MOMENTUM = VARIANTS["sam"](), VARIANTS["momentum"]()
+AT_REST = {
+    "sam/rho": 0.0,
+    "sam/perturbed": 0.0,
+    "sam/sharpness": 0.0,
+    "sam/epsilon_norm": 0.0,
+    "sam/grad_cosine": 1.0,
+    "sam/skipped": 0.0,
+}
 
 
 def report(
@@ -21,21 +36,27 @@ def report(
     return Measurement(usable_there, rho, *values)
 
 
-def averages(*steps: tuple[Measurement, float, float, bool]) -> dict[str, float]:
+def step(sums: Averages, *perturbations: tuple[Measurement, Any], passes: str = "two", loss: float = 2.0) -> None:
+    """Take in one optimizer step, with a perturbation for each of its micro-batches."""
+    for number, (measurement, rise) in enumerate(perturbations, start=1):
+        sums.add(measurement, None if rise is None else torch.as_tensor(rise), ends_window=number == len(perturbations))
+    plan = StepPlan(passes if perturbations else "plain", 0.05, StepContext())
+    window = Window(None, plan, [], losses=[torch.tensor(loss)], descents=len(perturbations))
+    sums.end_step(window, SAM if passes == "two" else MOMENTUM, 1.0)
+
+
+def averages(*steps: tuple[Measurement, float]) -> dict[str, float]:
     sums = Averages()
-    for step, rise, rho, ends_window in steps:
-        sums.add(step._replace(rho=rho), torch.tensor(rise), ends_window=ends_window)
-    return sums.drain()
-
-
-def test_nothing_is_logged_before_a_step() -> None:
-    assert Averages().drain() == {}
+    for perturbation in steps:
+        step(sums, perturbation)
+    return sums.drain(SAM)
 
 
 def test_one_step_is_logged_as_it_is() -> None:
-    logs = averages((report(0.04, 0.8), 0.2, 0.05, True))
+    logs = averages((report(0.04, 0.8), 0.2))
     expected = {
         "sam/rho": 0.05,
+        "sam/perturbed": 1,
         "sam/sharpness": 0.2,
         "sam/epsilon_norm": 0.04,
         "sam/grad_cosine": 0.8,
@@ -45,9 +66,10 @@ def test_one_step_is_logged_as_it_is() -> None:
 
 
 def test_several_steps_are_averaged() -> None:
-    logs = averages((report(0.04, 0.8), 0.2, 0.05, True), (report(0.06, 0.4), 0.6, 0.15, True))
+    logs = averages((report(0.04, 0.8), 0.2), (report(0.06, 0.4, rho=0.15), 0.6))
     expected = {
         "sam/rho": 0.1,
+        "sam/perturbed": 1,
         "sam/sharpness": 0.4,
         "sam/epsilon_norm": 0.05,
         "sam/grad_cosine": 0.6,
@@ -58,50 +80,96 @@ def test_several_steps_are_averaged() -> None:
 
 def test_draining_starts_afresh() -> None:
     sums = Averages()
-    sums.add(report(), torch.tensor(0.2), ends_window=True)
-    sums.drain()
-    assert sums.drain() == {}
-    sums.add(report(), torch.tensor(0.6), ends_window=True)
-    assert sums.drain()["sam/sharpness"] == pytest.approx(0.6)
+    step(sums, (report(), 0.2))
+    sums.drain(SAM)
+    step(sums, (report(), 0.6))
+    assert sums.drain(SAM)["sam/sharpness"] == pytest.approx(0.6)
 
 
 def test_the_rises_of_the_micro_batches_of_a_step_add_up() -> None:
     """Micro-batch losses are shares of the step's loss: two steps of 0.1 + 0.2 and 0.3 + 0.4 rise by 0.5 on average."""
-    logs = averages(*((report(), rise, 0.05, i % 2 == 1) for i, rise in enumerate([0.1, 0.2, 0.3, 0.4])))
+    sums = Averages()
+    step(sums, (report(), 0.1), (report(), 0.2))
+    step(sums, (report(), 0.3), (report(), 0.4))
+    logs = sums.drain(SAM)
     assert logs["sam/sharpness"] == pytest.approx(0.5)
     assert logs["sam/epsilon_norm"] == pytest.approx(0.05)
 
 
 def test_a_perturbation_left_out_counts_as_skipped_and_in_no_mean() -> None:
-    logs = averages((report(0.04, 0.8), 0.2, 0.05, True), (report(0.0, NAN, usable=False), 0.0, 0.05, True))
+    logs = averages((report(0.04, 0.8), 0.2), (report(0.0, NAN, usable=False), 0.0))
     assert logs["sam/skipped"] == pytest.approx(0.5)
     assert (logs["sam/epsilon_norm"], logs["sam/sharpness"]) == pytest.approx((0.04, 0.2))
 
 
-def test_a_key_without_a_value_is_not_logged() -> None:
-    logs = averages((report(0.0, NAN, usable=False), NAN, 0.05, True))
-    assert logs == {"sam/rho": 0.05, "sam/skipped": 1.0}
+# ----------------------------------------------------------------------------------------------------------------------
+# The same keys in every log, and a number in each
+# ----------------------------------------------------------------------------------------------------------------------
+def test_plain_steps_are_logged_as_perturbations_of_length_zero() -> None:
+    sums = Averages()
+    step(sums)
+    assert sums.drain(SAM) == AT_REST
+    step(sums, (report(0.04, 0.8), 0.2))
+    sums.drain(SAM)
+    step(sums)
+    assert sums.drain(SAM) == AT_REST, "nothing of the steps before the last log"
+
+
+def test_perturbations_that_were_all_left_out_moved_nothing() -> None:
+    logs = averages((report(0.0, NAN, usable=False), NAN))
+    assert logs == {**AT_REST, "sam/rho": 0.05, "sam/perturbed": 1.0, "sam/skipped": 1.0}
+
+
+def test_what_no_step_measured_keeps_its_last_value() -> None:
+    sums = Averages()
+    step(sums, (report(0.04, 0.8), 0.2))
+    sums.drain(SAM)
+    step(sums)
+    sums.drain(SAM)
+    step(sums, (Measurement(torch.tensor(True), 0.05), 0.6))
+    logs = sums.drain(SAM)
+    assert logs["sam/sharpness"] == pytest.approx(0.6)
+    assert (logs["sam/epsilon_norm"], logs["sam/grad_cosine"]) == pytest.approx((0.04, 0.8))
+
+
+def test_a_log_without_a_step_since_the_last_repeats_it() -> None:
+    sums = Averages()
+    assert sums.drain(SAM) == AT_REST
+    step(sums, (report(), 0.2))
+    assert sums.drain(SAM) == sums.drain(SAM)
+
+
+def test_a_step_of_one_pass_is_logged_without_what_it_cannot_know() -> None:
+    sums = Averages()
+    step(sums, (Measurement(torch.tensor(True), 0.5, torch.tensor(0.5)), None), passes="one")
+    expected = {"sam/rho": 0.5, "sam/perturbed": 1.0, "sam/epsilon_norm": 0.5, "sam/skipped": 0.0}
+    assert sums.drain(MOMENTUM) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_radius_found_on_the_device_is_logged_where_it_is_finite(bad: float) -> None:
+    logs = averages((report(rho=torch.tensor(0.1)), 0.2), (report(rho=torch.tensor(bad)), 0.2))
+    assert logs["sam/rho"] == pytest.approx(0.1)
+    assert averages((report(rho=torch.tensor(bad)), 0.2))["sam/rho"] == 0.0
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_one_value_that_is_not_finite_spoils_no_mean(bad: float) -> None:
-    logs = averages((report(0.04, bad), 0.2, 0.05, True), (report(0.06, 0.4), bad, 0.05, True))
+    logs = averages((report(0.04, bad), 0.2), (report(0.06, 0.4), bad))
     assert logs["sam/grad_cosine"] == pytest.approx(0.4)
     assert logs["sam/sharpness"] == pytest.approx(0.2)
     assert logs["sam/epsilon_norm"] == pytest.approx(0.05)
 
 
 def test_logged_values_are_plain_finite_floats() -> None:
-    logs = averages((report(), 0.2, 0.05, True))
+    logs = averages((report(), 0.2))
     assert all(type(v) is float and math.isfinite(v) for v in logs.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_measurements_may_have_any_dtype(dtype: torch.dtype) -> None:
-    sums = Averages()
-    step = Measurement(torch.tensor(True), 0.05, *(torch.tensor(v, dtype=dtype) for v in (0.5, 0.25)))
-    sums.add(step, torch.tensor(0.125, dtype=dtype), ends_window=True)
-    assert sums.drain()["sam/sharpness"] == 0.125
+    measurement = Measurement(torch.tensor(True), 0.05, *(torch.tensor(v, dtype=dtype) for v in (0.5, 0.25)))
+    assert averages((measurement, torch.tensor(0.125, dtype=dtype)))["sam/sharpness"] == 0.125
 
 
 def test_the_sums_hold_no_graph() -> None:
@@ -114,9 +182,41 @@ def test_the_sums_hold_no_graph() -> None:
 def test_adding_reads_nothing_from_the_device() -> None:
     """Meta tensors raise on any read."""
     sums = Averages()
-    for _ in range(3):
-        sums.add(report(device="meta"), torch.tensor(0.2, device="meta"), ends_window=True)
+    for rho in (0.05, torch.tensor(0.05, device="meta")):
+        step(sums, (report(device="meta", rho=rho), torch.tensor(0.2, device="meta")))
     assert sums._sums.is_meta
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The whole run
+# ----------------------------------------------------------------------------------------------------------------------
+def test_the_totals_are_over_all_steps_whatever_was_logged() -> None:
+    logged, unlogged = Averages(), Averages()
+    for number in range(4):
+        for sums in (logged, unlogged):
+            step(sums, *([(report(rho=0.1 * number), 0.2 * number)] if number else []), loss=3.0 - number)
+        logged.drain(SAM)
+    for sums in (logged, unlogged):
+        found = sums.so_far().summary(knows_rise=True)
+        assert found == pytest.approx(
+            {
+                "sam/run_perturbed": 0.75,
+                "sam/run_rho": 0.2,
+                "sam/run_last_rho": 0.3,
+                "sam/run_passes": 1.75,
+                "sam/run_sharpness": 0.4,
+            }
+        )
+        assert sums.so_far().first_loss == 3.0
+
+
+def test_reading_the_totals_changes_no_log() -> None:
+    sums, undisturbed = Averages(), Averages()
+    for each in (sums, undisturbed):
+        step(each, (report(), 0.2))
+    sums.so_far()
+    assert sums.drain(SAM) == undisturbed.drain(SAM)
+    assert sums.totals == undisturbed.totals
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,134 @@ def test_a_given_optimizer_that_updates_in_backward_is_refused(kind: type, tmp_p
 
 def test_a_given_class_of_optimizer_that_updates_in_backward_is_refused(tmp_path: Path) -> None:
     refusal(nn.Linear(1, 1), arguments(tmp_path), optimizer_cls_and_kwargs=(Lomo, {"lr": 0.1}))
+
+
+class PeersSAM(torch.optim.Optimizer):
+    """A sharpness-aware optimizer as other libraries have them: it wraps another one, and steps twice."""
+
+    def __init__(self, params: Any, base: type, rho: float = 0.05, **kwargs: Any) -> None:
+        super().__init__(params, {"rho": rho, **kwargs})
+        self.base_optimizer = base(self.param_groups, **kwargs)
+        self.param_groups = self.base_optimizer.param_groups
+
+
+class TwoSteps(torch.optim.SGD):
+    """The same by its methods."""
+
+    def first_step(self) -> None: ...
+
+    def second_step(self) -> None: ...
+
+
+PEERS = {
+    "name": lambda params: PeersSAM(params, torch.optim.SGD, lr=0.1),
+    "wrapper": lambda params: type("Flat", (PeersSAM,), {})(params, torch.optim.SGD, lr=0.1),
+    "methods": lambda params: TwoSteps(params, lr=0.1),
+}
+
+
+@pytest.mark.parametrize("make", PEERS.values(), ids=PEERS)
+def test_a_sharpness_aware_optimizer_of_another_library_is_refused(make: Any, tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    message = refusal(model, arguments(tmp_path), optimizers=(make(model.parameters()), None))
+    assert "is sharpness-aware itself" in message
+    assert "rho as SAMConfig" in message or "radius as SAMConfig" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_pytorch_optimizers_sam_is_refused(tmp_path: Path) -> None:
+    peer = pytest.importorskip("pytorch_optimizer")
+    model = nn.Linear(1, 1)
+    optimizer = peer.SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    assert "SAM is sharpness-aware itself" in refusal(model, arguments(tmp_path), optimizers=(optimizer, None))
+
+
+def test_an_optimizer_with_a_rho_of_another_meaning_is_accepted(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    SAMTrainer(model, arguments(tmp_path), optimizers=(torch.optim.Adadelta(model.parameters()), None))
+
+
+def test_an_optimizer_that_comes_later_is_refused_at_the_first_step(tmp_path: Path) -> None:
+    class Late(SAMTrainer):
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+            self.optimizer = PeersSAM(self.model.parameters(), torch.optim.SGD, lr=0.1)
+            return self.optimizer
+
+    class Line(nn.Linear):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"loss": super().forward(x).square().mean()}
+
+    trainer = Late(Line(1, 1), arguments(tmp_path, max_steps=1), train_dataset=[{"x": torch.ones(1)}])
+    with pytest.raises(NotImplementedError, match="PeersSAM is sharpness-aware itself"):
+        trainer.train()
+
+
+def test_gradients_by_example_are_refused_as_private(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    model.weight.grad_sample = None
+    message = refusal(model, arguments(tmp_path))
+    assert message.startswith("A gradient for each example of 'weight' makes training differentially private")
+    assert "sam_variant='none'" in message
+
+
+def test_a_package_for_privacy_is_refused_by_its_optimizer_and_its_module(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    private = type("DPOptimizer", (torch.optim.SGD,), {"__module__": "opacus.optimizers.optimizer"})
+    message = refusal(model, arguments(tmp_path), optimizers=(private(model.parameters(), lr=0.1), None))
+    assert message.startswith("DPOptimizer makes training differentially private")
+    theirs = type("OpacusDPTrainer", (Trainer,), {"__module__": "dp_transformers.dp_utils"})
+    mixed = type("Mine", (SAMTrainerMixin, theirs), {})
+    assert refusal(nn.Linear(1, 1), arguments(tmp_path), mixed).startswith("Mine makes training differentially private")
+    wrapped = type("GradSampleModule", (nn.Linear,), {"__module__": "opacus.grad_sample"})
+    assert refusal(wrapped(1, 1), arguments(tmp_path)).startswith("GradSampleModule makes training")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Classes, processes, devices
+# ----------------------------------------------------------------------------------------------------------------------
+class Theirs(Trainer):
+    """Somebody's trainer."""
+
+
+@pytest.mark.parametrize("base", [Trainer, Theirs])
+def test_a_trainer_in_front_of_the_mixin_is_refused_with_the_right_order(base: type) -> None:
+    with pytest.raises(TypeError) as caught:
+        type("Mine", (base, SAMTrainerMixin), {})
+    assert str(caught.value).startswith(
+        f"class Mine({base.__name__}, SAMTrainerMixin): {base.__name__} stands in front"
+    )
+    assert str(caught.value).endswith(f"class Mine(SAMTrainerMixin, {base.__name__}).")
+
+
+def test_other_mixins_may_stand_in_front() -> None:
+    class Other:
+        pass
+
+    type("Mine", (Other, SAMTrainerMixin, Theirs), {})
+    type("Mine", (Theirs, SAMTrainer), {})  # Trainer itself still comes after the mixin
+
+
+@pytest.mark.parametrize("rank", ["RANK", "LOCAL_RANK"])
+def test_processes_of_a_launcher_that_do_not_know_of_each_other_are_refused(
+    rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = arguments(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    SAMTrainer(nn.Linear(1, 1), args)  # left over from something else: no rank
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setenv(rank, "0")
+    message = refusal(nn.Linear(1, 1), args)
+    assert message.startswith("The launcher has started 2 processes (WORLD_SIZE=2), but this one trains by itself")
+    assert "use_cpu=True" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_gpus_in_one_process_are_refused_with_the_shorter_way_out_first(tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    args._n_gpu = 2
+    trainer = Trainer(nn.Linear(1, 1), args)
+    with pytest.raises(NotImplementedError, match=r"CUDA_VISIBLE_DEVICES=0.*torchrun"):
+        refuse_trainer(trainer, SAMConfig())
 
 
 def trl_like(name: str, module: str = "trl.trainer.some_trainer") -> type:

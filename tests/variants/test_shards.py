@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.distributed.launch import ROOT, environment, torchrun
+from tests import warm
 from tests.tolerances import RELATIVE
 from tests.variants.problems import every_case
 
@@ -23,9 +22,7 @@ PROCESSES = 3
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder: Path = tmp_path_factory.mktemp("shards")
-    command = torchrun(PROCESSES, "tests.variants.shards_worker", folder)
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    warm.run_together(PROCESSES, "tests.variants.shards_worker", folder, logs=folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)]
 
 

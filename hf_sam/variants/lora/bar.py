@@ -31,7 +31,8 @@ class BAR(Regulariser):
     """Balancedness-aware regularisation: what SAM does to the factors of W + s B A, without SAM's second pass.
 
     At each step every LoRA layer has one factor multiplied by 1 + alpha * lr and the other by 1 - alpha * lr, before
-    the optimizer's step, like weight decay. `rho` is alpha: the paper's mu_0 is 0.2, 0.5, 1 or 2, falling linearly or
+    the optimizer's step, like weight decay; lr is that of each factor's parameter group (LoRA+ gives B a larger one
+    than A). `rho` is alpha: the paper's mu_0 is 0.2, 0.5, 1 or 2, falling linearly or
     as a cosine (`rho_schedule`). A layer stays as it is if A or B is frozen or got no gradient. All layers stay as they
     are if a gradient of A or B is not finite: a gradient scaler skips that step.
     """
@@ -47,6 +48,7 @@ class BAR(Regulariser):
 
     def __init__(self) -> None:
         self._layers: list[Any] = []
+        self._changes: list[Tensor] = []
 
     def prepare_model(self, model: nn.Module) -> None:
         """Find the LoRA layers.
@@ -65,9 +67,10 @@ class BAR(Regulariser):
 
         Args:
             strength: alpha.
-            context: with the learning rate of the coming step.
+            context: with the optimizer, or the learning rate of the coming step where it does not hold the factors.
 
         Raises:
+            ValueError: if the optimizer has no learning rate.
             RuntimeError: if no layer has gradients for both of its factors.
             NotImplementedError: if the parameters are pieces of flattened ones.
         """
@@ -78,9 +81,20 @@ class BAR(Regulariser):
             raise NotImplementedError(IN_PIECES % self._name)
         gradients = norms(pairs, [t.grad for pair in pairs for t in pair])
         sign = torch.where(torch.isfinite(gradients).all(), self.growth(pairs, gradients), 0.0)
-        change = sign * (strength * context.lr)
-        factors = torch.stack([1 + change, 1 - change], dim=1).flatten()
-        torch._foreach_mul_([local_shard(t) for pair in pairs for t in pair], list(factors.unbind()))
+        tensors = [t for pair in pairs for t in pair]
+        rates = context.rates_of(tensors, f"sam_variant={self._name!r}")
+        changes = [strength * lr if i % 2 == 0 else -strength * lr for i, lr in enumerate(rates)]
+        signs = [layer for layer in sign.expand(len(pairs)).unbind() for _ in "AB"]
+        numbers = [change for change in changes if not isinstance(change, Tensor)]
+        if len(numbers) == len(changes):
+            self._changes = list(torch._foreach_mul(signs, numbers))
+        else:
+            self._changes = [s * change for s, change in zip(signs, changes, strict=True)]
+        torch._foreach_mul_([local_shard(t) for t in tensors], list(torch._foreach_add(self._changes, 1.0)))
+
+    def report(self) -> dict[str, Tensor]:
+        """Return by what share of itself a factor grew or shrank, on average over the layers."""
+        return {"rescaled": torch.stack(self._changes).abs().mean() if self._changes else torch.zeros(())}
 
     @abstractmethod
     def growth(self, pairs: list[Pair], gradients: Tensor) -> Tensor:

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hf_sam._checks import check_count, checked_choice
 from hf_sam.step_context import StepContext
 from hf_sam.variants.base import Length, Regulariser
+from hf_sam.variants.lora.branch import Branch
 from hf_sam.variants.lora.layers import active_factors, lora_layers
 from hf_sam.vectors.shards import local_shard
 from hf_sam.vectors.stochastic_rounding import seed_from
@@ -30,36 +31,13 @@ NOT_LINEAR = (
 )
 
 
-class Branch:
-    """The second LoRA of one layer: adds B2 A2 x to what the layer returns, while it trains.
-
-    It is not a module, so its weights are in no checkpoint, optimizer, clipping or parallel engine.
-
-    Attributes:
-        a: A2, rank x inputs.
-        b: B2, outputs x rank.
-        on: whether it is added.
-    """
-
-    def __init__(self, a: Tensor, b: Tensor) -> None:
-        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
-        self.on = False
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Add the branch's output, as a forward hook; not in evaluation, nor while adapters are disabled."""
-        if not (self.on and layer.training and any(factors.trained for factors in active_factors(layer))):
-            return output
-        x = inputs[0].to(self.a.dtype)
-        return output + F.linear(F.linear(x, self.a), self.b).to(output.dtype)
-
-
 class BiLoRA(Regulariser):
     """Bi-LoRA (Liu et al., ICLR 2026, eq. 8 to 10 and algorithm 1): a second LoRA climbs while the first one descends.
 
     *Experimental*: no measured run has gained by it yet.
 
     The model computes with W + s B A + B2 A2. One backward pass gives the gradients of both; A and B take the
-    optimizer's step, A2 and B2 a step of the same learning rate upwards. Then
+    optimizer's step, A2 and B2 a step of the same learning rates upwards. Then
 
         A2, B2 *= sqrt(rho / c)  where c > rho,    c^2 = sum over layers of ||B2 A2||_F^2
 
@@ -95,6 +73,8 @@ class BiLoRA(Regulariser):
         self.rank = check_count("BiLoRA", "rank", rank)
         self.optimizer = checked_choice("BiLoRA(optimizer=...)", optimizer, OPTIMIZERS)
         self._branches: dict[str, Branch] = {}
+        self._layers: list[Any] = []
+        self._shapes: list[tuple[int, int]] = []
         self._unhook: Any = None
         self._state: dict[str, Tensor] = {}
 
@@ -111,9 +91,27 @@ class BiLoRA(Regulariser):
                 raise ValueError(NOT_LINEAR % (name, type(layer.get_base_layer()).__name__))
         if self._unhook is not None:
             self._unhook()
+        self._layers = list(layers.values())
         self._make_branches(layers)
         handles = [layers[name].register_forward_hook(branch) for name, branch in self._branches.items()]
         self._unhook = weakref.finalize(self, _remove, handles)
+
+    def hide(self) -> None:
+        """Leave A2 and B2 out of the model's output but inside of `at_work`."""
+        for branch in self._branches.values():
+            branch.hidden = True
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Add A2 and B2 to the model's output inside, also where they are hidden."""
+        hidden = [branch for branch in self._branches.values() if branch.hidden]
+        for branch in hidden:
+            branch.hidden = False
+        try:
+            yield
+        finally:
+            for branch in hidden:
+                branch.hidden = True
 
     @torch.no_grad()
     def adjust_(self, strength: Length, context: StepContext) -> None:
@@ -124,13 +122,17 @@ class BiLoRA(Regulariser):
             context: with the learning rate of the coming step.
         """
         if self._on:  # else no gradient has reached the branches
-            self._climb(context.lr)
+            self._climb(self._rates(context))
         on = isinstance(strength, Tensor) or strength > 0
         for branch in self._branches.values():
             branch.on = on
         if on:
             c = self.norm()
             self._state["theta"].mul_(torch.where(c > strength, (strength / c).sqrt(), 1.0))
+
+    def report(self) -> dict[str, Tensor]:
+        """Return the norm of what is added to the weights."""
+        return {"epsilon_norm": self.norm() if self._on else torch.zeros(())}
 
     def norm(self) -> Tensor:
         """Return the Euclidean norm of all B2 A2 taken as one vector; a 0-dim tensor."""
@@ -167,7 +169,7 @@ class BiLoRA(Regulariser):
         """Cut A2 and B2 out of one vector, and their gradients out of another, so that a step is a few operations."""
         first = next(f.a for layer in layers.values() for f in active_factors(layer))
         shapes = [s for x in layers.values() for s in ((self.rank, x.in_features), (x.out_features, self.rank))]
-        dtype = torch.promote_types(first.dtype, torch.float32)
+        self._shapes, dtype = shapes, torch.promote_types(first.dtype, torch.float32)
         theta = torch.zeros(sum(map(math.prod, shapes)), dtype=dtype, device=local_shard(first).device)
         gradient = torch.zeros_like(theta)
         cut = _cut(theta, shapes)
@@ -185,7 +187,13 @@ class BiLoRA(Regulariser):
             moments = {"mean": torch.zeros_like(theta), "variance": torch.zeros_like(theta)}
             self._state.update(moments, steps=torch.zeros((), dtype=dtype, device=theta.device))
 
-    def _climb(self, lr: float) -> None:
+    def _rates(self, context: StepContext) -> list[Length]:
+        """Return the learning rate of each A2 and B2: that of the layer's own A or B (LoRA+ has one for each)."""
+        firsts = [next((f for f in active_factors(layer) if f.trained), None) for layer in self._layers]
+        rates = iter(context.rates_of([t for f in firsts if f for t in (f.a, f.b)], "sam_variant='bi_lora'"))
+        return [next(rates) if f else 0.0 for f in firsts for _ in "AB"]
+
+    def _climb(self, rates: list[Length]) -> None:
         """Take the step upwards and drop the gradient; do nothing if that is not finite."""
         theta, gradient = self._state["theta"], self._state["gradient"]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -194,7 +202,15 @@ class BiLoRA(Regulariser):
         gradient.div_(self.loss_scale)
         usable = torch.isfinite(gradient).all()
         upwards = self._direction(torch.where(usable, gradient, 0.0), usable)
-        theta.add_(torch.where(usable, upwards, 0.0).mul_(lr))
+        upwards = torch.where(usable, upwards, 0.0)
+        parts = _cut(upwards, self._shapes)
+        numbers = [lr for lr in rates if not isinstance(lr, Tensor)]
+        if len(numbers) == len(parts):
+            torch._foreach_mul_(parts, numbers)
+        else:
+            for part, lr in zip(parts, rates, strict=True):
+                part.mul_(lr)
+        theta.add_(upwards)
         gradient.zero_()
 
     def _direction(self, gradient: Tensor, usable: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
     kept = {name: value for name, value in results.items() if name.startswith(("eval_", "train_"))}
     curves = curves_of(state["log_history"], metric)
     reached = [entry[2] for entry in curves["eval"] if entry[2] is not None]
-    radii = [entry["sam/rho"] for entry in state["log_history"] if "sam/rho" in entry]
+    radii = [entry["sam/rho"] for entry in state["log_history"] if entry.get("sam/perturbed")]
     return {
         **cell._asdict(),
         "metric": metric,

@@ -224,3 +224,44 @@ def test_every_kind_of_lora_layer_is_balanced(kind: type[BAR], options: dict[str
         names = [f"base_model.model.{place}" % letter for letter in "AB"]
         found = {round(shrinks_and_grows(before[name], after[name].detach()), 4) for name in names}
         assert found == {1 + ALPHA * LR, 1 - ALPHA * LR}
+
+
+@both
+def test_each_factor_has_the_learning_rate_of_its_group(kind: type[BAR]) -> None:
+    """LoRA+ gives B a larger one than A."""
+    model = adapted()
+    backward(model, *data())
+    pairs = {name: factors(model, name) for name in ("first", "second")}
+    groups = [{"params": [pair[i] for pair in pairs.values()], "lr": lr} for i, lr in enumerate((0.01, 0.16))]
+    rates = (0.01, 0.16)
+    for lr_of_b in (0.16, torch.tensor(0.16, dtype=torch.float64)):
+        groups[1]["lr"] = lr_of_b
+        before = {name: snapshot(list(pair)) for name, pair in pairs.items()}
+        context = StepContext(lr=9.0, optimizer=torch.optim.SGD(groups, lr=1.0))
+        prepared(kind, model).adjust_(ALPHA, context)
+        for name, pair in pairs.items():
+            found = [shrinks_and_grows(w, t.detach()) - 1 for w, t in zip(before[name], pair, strict=True)]
+            assert [abs(x) for x in found] == pytest.approx([ALPHA * lr for lr in rates], rel=1e-6)
+            assert found[0] * found[1] < 0
+
+
+@both
+def test_an_optimizer_without_a_learning_rate_is_refused(kind: type[BAR]) -> None:
+    model = adapted()
+    backward(model, *data())
+    with pytest.raises(ValueError, match=r"sam_variant='.bar'.* follows the learning rate"):
+        prepared(kind, model).adjust_(ALPHA, StepContext(lr=None))
+
+
+@both
+def test_the_optimizer_that_peft_makes_for_lora_plus_is_followed(kind: type[BAR]) -> None:
+    model = adapted()
+    backward(model, *data())
+    optimizers = pytest.importorskip("peft.optimizers")
+    optimizer = optimizers.create_loraplus_optimizer(model, torch.optim.AdamW, lr=0.01, loraplus_lr_ratio=16)
+    before = [snapshot(list(factors(model, name))) for name in ("first", "second")]
+    prepared(kind, model).adjust_(ALPHA, StepContext(lr=0.16, optimizer=optimizer))
+    for (a, b), name in zip(before, ("first", "second"), strict=True):
+        after = factors(model, name)
+        assert abs(shrinks_and_grows(a, after[0].detach()) - 1) == pytest.approx(ALPHA * 0.01, rel=1e-6)
+        assert abs(shrinks_and_grows(b, after[1].detach()) - 1) == pytest.approx(ALPHA * 0.16, rel=1e-6)

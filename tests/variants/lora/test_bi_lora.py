@@ -243,3 +243,28 @@ def test_a_transposed_linear_layer_is_one_too() -> None:
         output.square().sum().backward()
         variant.adjust_(RHO, MOMENT)
     assert variant.norm().item() == pytest.approx(RHO, rel=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", CLIMBERS)
+@pytest.mark.parametrize("tensors", [False, True])
+def test_each_second_factor_climbs_with_the_learning_rate_of_the_first(optimizer: str, tensors: bool) -> None:
+    """LoRA+ gives B, and so B2, a larger one than A and A2."""
+    moves = []
+    for rates in ((LR, LR), (LR, 16 * LR)):
+        torch.manual_seed(0)
+        model = adapted()
+        variant = prepared(model, optimizer=optimizer)
+        variant.adjust_(1e9, MOMENT)  # the first step switches the branches on
+        backward(model, *data())
+        before = second(variant)
+        letters = [[p for n, p in model.named_parameters() if f"lora_{letter}" in n] for letter in "AB"]
+        groups = [
+            {"params": group, "lr": torch.tensor(lr) if tensors else lr}
+            for group, lr in zip(letters, rates, strict=True)
+        ]
+        variant.adjust_(1e9, StepContext(lr=9.0, optimizer=torch.optim.SGD(groups, lr=1.0)))
+        moves.append({name: w - before[name] for name, w in second(variant).items()})
+    for name, once in moves[0].items():
+        times = 16 if name.endswith("B") else 1
+        np.testing.assert_allclose(moves[1][name], times * once, rtol=1e-5, atol=1e-12)
+        assert abs(once).max() > 0 or name.endswith("A")

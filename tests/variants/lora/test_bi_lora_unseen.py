@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
+from hf_sam import SAMConfig
 from hf_sam.step_context import StepContext
 from hf_sam.variants.lora.bi_lora import BiLoRA
 from tests.compare import bits, same_bits
+from tests.promises.runs import trainer_for
 from tests.variants.lora.adapted import Headed, adapted, backward, data, factors, layer, peft
 
 LR, RHO = 0.1, 0.3
@@ -169,3 +171,56 @@ def test_gradient_checkpointing_makes_no_difference(reentrant: bool) -> None:
         found.append(variant._state["gradient"].clone())
     assert found[0].any()
     torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
+def test_once_hidden_it_acts_at_work_only_also_after_an_error() -> None:
+    model = adapted()
+    x, _ = data()
+    variant = climbed(model)
+    perturbed = model(x)
+    variant.hide()
+    clean = model(x)
+    assert not torch.equal(clean, perturbed)
+    with variant.at_work():
+        assert torch.equal(model(x), perturbed)
+    with pytest.raises(RuntimeError, match="in a pass"), variant.at_work():
+        raise RuntimeError("in a pass")
+    assert torch.equal(model(x), clean)
+
+
+def without_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def test_callbacks_and_the_trained_model_see_the_weights_alone(tmp_path: Any) -> None:
+    seen: list[bool] = []
+
+    class Look(TrainerCallback):
+        def look(self, model: nn.Module) -> None:
+            kept = model.training
+            outputs = []
+            with torch.no_grad():
+                for mode in (True, False):
+                    model.train(mode)
+                    outputs.append(model(**batch).logits)
+            model.train(kept)
+            seen.append(torch.equal(*outputs))
+
+        def on_step_end(self, *args: Any, model: Any, **kwargs: Any) -> None:
+            self.look(model)
+
+        on_substep_end = on_step_end
+
+    look = Look()
+    sam = SAMConfig(sam_variant="bi_lora")
+    accumulated = {"gradient_accumulation_steps": 2, "max_steps": 3}
+    trainer = trainer_for("lora", tmp_path, sam=sam, prepare=without_dropout, **accumulated)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    trainer.add_callback(look)
+    trainer.train()
+    look.look(trainer.model)
+    assert trainer._sam.planner.variant.norm() > 0
+    assert len(seen) == 7
+    assert all(seen)

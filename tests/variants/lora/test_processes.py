@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.distributed.launch import FSDP2_ON_CPU, ROOT, environment, torchrun
+from tests import warm
+from tests.distributed.launch import FSDP2_ON_CPU
 
 pytestmark = pytest.mark.distributed
 ENGINES = ["ddp", "fsdp2"] if FSDP2_ON_CPU else ["ddp"]
@@ -17,9 +17,7 @@ ENGINES = ["ddp", "fsdp2"] if FSDP2_ON_CPU else ["ddp"]
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_processes_train_as_one_does(engine: str, tmp_path: Path) -> None:
-    command = torchrun(2, "tests.variants.lora.processes_worker", tmp_path, engine)
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
+    warm.run_together(2, "tests.variants.lora.processes_worker", tmp_path, engine, logs=tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         for kind in ("nBAR", "oBAR", "Bi-LoRA"):
