@@ -37,6 +37,7 @@ from scripts.common.checkpoints import (
 from scripts.common.errors import HUB_ERROR, UserError, one_line
 from scripts.common.fresh_dropout import FreshDropoutTrainer
 from scripts.common.parsing import parse
+from scripts.common.per_class import show_per_class
 from scripts.common.processes import check_same, part, prepared_together
 from scripts.common.summary import finite, run_facts, show
 from scripts.tasks import TASKS
@@ -93,6 +94,7 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
     _publish(args, training, task, trainer)
     if trainer.is_world_process_zero():
         show(task, results, folder / "merged" if _is_merged(args, task) else folder)
+        show_per_class(task.compute_metrics)
     return results
 
 

@@ -118,11 +118,19 @@ def load_model(args: ScriptArguments, auto_class: Any, config: Any, *, new_head:
     body = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
     if body and body <= set(info["missing_keys"]):
         raise UserError(f"{where} holds no weights of a {config.model_type}: it is a checkpoint of another model.")
-    if new_head:
-        fresh = auto_class.from_config(config, trust_remote_code=args.trust_remote_code)
-        for name in head_modules(model):
-            model.get_submodule(name).load_state_dict(fresh.get_submodule(name).state_dict())
+    if new_head and not info["mismatched_keys"]:
+        _renew_head(args, auto_class, model, set(info["missing_keys"]))
     return model
+
+
+def _renew_head(args: ScriptArguments, auto_class: Any, model: Any, missing: set[str]) -> None:
+    """Start the head anew, unless it is new because the checkpoint had none."""
+    heads = head_modules(model)
+    if all(f"{head}.{name}" in missing for head in heads for name, _ in model.get_submodule(head).named_parameters()):
+        return
+    fresh = auto_class.from_config(model.config, trust_remote_code=args.trust_remote_code)
+    for head in heads:
+        model.get_submodule(head).load_state_dict(fresh.get_submodule(head).state_dict())
 
 
 def head_modules(model: Any) -> list[str]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,19 +48,24 @@ def check_best_metric(training: Any, kind: Kind) -> None:
         training.greater_is_better = False
 
 
-def make_scores(problem: Problem) -> Callable[[Any], dict[str, float]]:
-    """Return Trainer's `compute_metrics`."""
-    kinds = {"classification": _classes, "multilabel": _several, "regression": _numbers}
-    score = kinds[problem.kind]
+class Scores:
+    """Trainer's `compute_metrics`. `per_class` is the table of the last evaluation; none for numbers."""
 
-    def compute_metrics(output: Any) -> dict[str, float]:
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.per_class: list[dict[str, Any]] = []
+
+    def __call__(self, output: Any) -> dict[str, float]:
+        """Return the scores by name."""
+        kinds = {"classification": _classes, "multilabel": _several, "regression": _numbers}
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         logits = np.asarray(logits, dtype=np.float64)
-        found = score(logits, np.asarray(output.label_ids)) if np.isfinite(logits).all() else {}
+        truth, finite = np.asarray(output.label_ids), bool(np.isfinite(logits).all())
+        found = kinds[self.problem.kind](logits, truth) if finite else {}
+        self.per_class = per_class(logits, truth, self.problem) if finite and self.problem.names else []
         # A run that diverged has no scores, but an evaluation has to name each, or choosing the best would fail.
-        return {name: found.get(name, float("nan")) for name in NAMES[problem.kind] if found.get(name, 0) is not None}
-
-    return compute_metrics
+        names = NAMES[self.problem.kind]
+        return {name: found.get(name, float("nan")) for name in names if found.get(name, 0) is not None}
 
 
 def _classes(logits: np.ndarray, truth: np.ndarray) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from scripts.common.problem import describe
 from scripts.common.reading.columns import find_label_columns
 from scripts.common.reading.sources import Tables, name_as_first, read_splits
 from scripts.common.repeated import count_repeated_images, repeated_text
-from scripts.common.scores import check_best_metric, make_scores
+from scripts.common.scores import Scores, check_best_metric
 from scripts.tasks.base import Split, Task
 
 DEFAULTS: dict[str, Any] = {
@@ -76,7 +76,7 @@ def _task(args: ScriptArguments, training: Any, found: Labelled, sets: dict[str,
         evaluation={"": Split(sets["validation"])} if "validation" in sets else {},
         test={"": Split(sets["test"], sets["test"].labels is not None, files=files)} if "test" in sets else {},
         compute_loss=loss_of(found, training),
-        compute_metrics=make_scores(found.problem),
+        compute_metrics=Scores(found.problem),
         format_predictions=formatter(found.problem),
         pipeline="image-classification",
         auto_class="AutoModelForImageClassification",

@@ -19,7 +19,7 @@ from scripts.common.reading.plain_text import read_text_folder
 from scripts.common.reading.sources import Tables, name_as_first, read_splits
 from scripts.common.reading.tables import Table
 from scripts.common.repeated import count_contradictions, count_repeated, repeated_text
-from scripts.common.scores import check_best_metric, make_scores
+from scripts.common.scores import Scores, check_best_metric
 from scripts.common.texts import load_tokenizer, text_values, tokenize
 from scripts.tasks.base import Split, Task
 
@@ -59,7 +59,7 @@ def build(args: ScriptArguments, training: Any) -> Task:
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if training.fp16 else None),
         compute_loss=loss_of(found, training),
-        compute_metrics=make_scores(found.problem),
+        compute_metrics=Scores(found.problem),
         format_predictions=formatter(found.problem),
         pipeline="text-classification",
         auto_class="AutoModelForSequenceClassification",

@@ -16,14 +16,14 @@ from torch.nn import functional
 from scripts.common.errors import UserError
 from scripts.common.losses import balanced_weights, classification_loss, multilabel_loss
 from scripts.common.problem import Problem
-from scripts.common.scores import check_best_metric, make_scores, per_class
+from scripts.common.scores import Scores, check_best_metric
 
 CLASSES = Problem("classification", ["a", "b", "c"], "")
 SEVERAL = Problem("multilabel", ["a", "b"], "")
 
 
 def scored(problem: Problem, logits: Any, truth: Any) -> dict[str, float]:
-    return make_scores(problem)(SimpleNamespace(predictions=np.asarray(logits), label_ids=np.asarray(truth)))
+    return Scores(problem)(SimpleNamespace(predictions=np.asarray(logits), label_ids=np.asarray(truth)))
 
 
 def test_scores_of_classes() -> None:
@@ -34,7 +34,9 @@ def test_scores_of_classes() -> None:
     assert found["micro_f1"] == pytest.approx(found["accuracy"])
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     assert found["auc"] == pytest.approx(roc_auc_score(truth, shares, multi_class="ovr"))
-    rows = per_class(logits, truth, CLASSES)
+    scores = Scores(CLASSES)
+    scores(SimpleNamespace(predictions=logits, label_ids=truth))
+    rows = scores.per_class
     assert [row["class"] for row in rows] == ["a", "b", "c"]
     assert sum(row["support"] for row in rows) == 30
 

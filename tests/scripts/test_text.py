@@ -178,3 +178,16 @@ def test_a_class_that_the_training_data_lack(refuses: Any, argv: list[Any], writ
     train = write_csv("train.csv", ["text", "label"], [["good", "a"], ["bad", "b"]] * 3)
     dev = write_csv("dev.csv", ["text", "label"], [["good", "a"], ["bad", "c"]])
     refuses([*argv, "--train_file", train, "--validation_file", dev], "--validation_file", "row 1", "'c' (1)", "a, b")
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["agnews", "subj", "mpqa"])
+def test_real_texts_with_their_own_names(name: str, argv: list[Any], real_data: Path) -> None:
+    files = ["--train_file", real_data / "text" / name / "train.parquet"]
+    files += ["--validation_file", real_data / "text" / name / "validation.parquet"]
+    task = built(*argv, *files, "--max_length", 24, "--max_train_samples", 300, "--max_eval_samples", 100)
+    assert (len(task.train), len(task.evaluation[""].data)) == (300, 100)
+    assert "LABEL_0" not in task.model.config.id2label.values()
+    assert set(task.train["labels"]) == set(task.model.config.id2label)
+    assert not [warning for warning in task.facts.warnings if "own, as written" in warning]
