@@ -63,6 +63,7 @@ class ScriptArguments:
     text_pair_column: str | None = _option(
         None, "--task text: column of second texts, for pairs such as two questions."
     )
+    drop_empty_texts: bool = _option(False, "--task text: leave out rows without text, which are refused otherwise.")
     label_column: str | None = _option(None, "Column of the labels; found by its name, or the only one left.")
     label_columns: list[str] | None = field(
         default=None, metadata={"help": "Multi-label data with a column of 0 and 1 for each label: those columns."}

@@ -102,7 +102,10 @@ def check_values(values: Sequence[Any], where: str, column: str) -> None:
             raise UserError(f"{where}, row {row}: {column!r} holds half of a character (a lone surrogate): correct it.")
     empty = [row for row, value in enumerate(values) if not value.strip()]
     if empty:
-        raise UserError(f"{where}, {rows_text(empty)}: {column!r} must be text, got {values[empty[0]]!r}: remove it.")
+        raise UserError(
+            f"{where}, {rows_text(empty)}: {column!r} must be text, got {values[empty[0]]!r}: remove it "
+            "(--task text: --drop_empty_texts leaves such rows out)."
+        )
 
 
 def rows_text(rows: Sequence[int], shown: int = 5) -> str:

@@ -88,9 +88,20 @@ def _columns(args: ScriptArguments, tables: Tables, facts: Facts) -> Columns:
     name_as_first(tables, "text", columns.texts[0], columns.labels)
     facts.notes += columns.notes
     facts.notes += [f"{split}: {note}" for split, table in tables.items() for note in table.notes]
-    for table in tables.values():  # before rows are chosen, so that a row has its number in the file
-        text_values(table, columns.texts)
+    for split, table in tables.items():  # before rows are chosen, so that a row has its number in the file
+        if args.drop_empty_texts and split != "test":  # a prediction belongs to each row
+            tables[split] = _without_empty(split, table, columns.texts, facts)
+        text_values(tables[split], columns.texts)
     return columns
+
+
+def _without_empty(split: str, table: Table, columns: list[str], facts: Facts) -> Table:
+    texts = [table.values(name) for name in columns if name in table.names]
+    kept = [row for row, values in enumerate(zip(*texts, strict=True)) if all(str(v or "").strip() for v in values)]
+    if len(kept) == len(table) or not kept:
+        return table
+    facts.notes.append(f"{split}: {len(table) - len(kept):,} rows without text are left out (--drop_empty_texts)")
+    return table.select(kept)
 
 
 def _describe(found: Labelled, texts: dict[str, list[list[str]]], facts: Facts) -> None:

@@ -174,6 +174,13 @@ def test_bad_input(
     refuses([*argv, "--train_file", write_csv("bad.csv", ["text", "label"], rows), *extra], *words)
 
 
+def test_rows_without_text_can_be_left_out(argv: list[Any], write_csv: Any) -> None:
+    path = write_csv("gaps.csv", ["text", "label"], [["good", "a"], ["", "b"], ["bad", "b"], ["film", "a"]])
+    task = built(*argv, "--train_file", path, "--validation_file", path, "--drop_empty_texts")
+    assert list(task.train["labels"]) == [0, 1, 0]
+    assert "train: 1 rows without text are left out (--drop_empty_texts)" in task.facts.notes
+
+
 def test_a_class_that_the_training_data_lack(refuses: Any, argv: list[Any], write_csv: Any) -> None:
     train = write_csv("train.csv", ["text", "label"], [["good", "a"], ["bad", "b"]] * 3)
     dev = write_csv("dev.csv", ["text", "label"], [["good", "a"], ["bad", "c"]])
@@ -186,7 +193,9 @@ def test_a_class_that_the_training_data_lack(refuses: Any, argv: list[Any], writ
 def test_real_texts_with_their_own_names(name: str, argv: list[Any], real_data: Path) -> None:
     files = ["--train_file", real_data / "text" / name / "train.parquet"]
     files += ["--validation_file", real_data / "text" / name / "validation.parquet"]
-    task = built(*argv, *files, "--max_length", 24, "--max_train_samples", 300, "--max_eval_samples", 100)
+    task = built(
+        *argv, *files, "--max_length", 24, "--max_train_samples", 300, "--max_eval_samples", 100, "--drop_empty_texts"
+    )
     assert (len(task.train), len(task.evaluation[""].data)) == (300, 100)
     assert "LABEL_0" not in task.model.config.id2label.values()
     assert set(task.train["labels"]) == set(task.model.config.id2label)
