@@ -51,8 +51,20 @@ class Images(TorchDataset):
             images = [_to_rgb(image) for image in self.data[rows][self.column]]
             return self.processor(images=images, return_tensors="pt")["pixel_values"]
         except (AttributeError, OSError, ValueError, UnidentifiedImageError) as error:
-            where = f"{self.where}, rows {rows.start} to {min(rows.stop, len(self.data)) - 1}"
-            raise UserError(f"{where}: an image is missing or cannot be read: {one_line(error)}") from error
+            where, cause = self._find_fault(rows, error)
+            raise UserError(f"{where}: an image is missing or cannot be read: {one_line(cause)}") from error
+
+    def _find_fault(self, rows: slice, error: Exception) -> tuple[str, Exception]:
+        """Return the row (and file) of the first image that cannot be read, and why."""
+        files = self.data.cast_column(self.column, ImageFeature(decode=False))
+        stop = min(rows.stop, len(self.data))
+        for row in range(rows.start, stop):
+            try:
+                _to_rgb(self.data[row][self.column])
+            except (AttributeError, OSError, ValueError, UnidentifiedImageError) as fault:
+                path = (files[row][self.column] or {}).get("path")
+                return f"{self.where}, row {row}" + (f" ({path})" if path else ""), fault
+        return f"{self.where}, rows {rows.start} to {stop - 1}", error
 
 
 def _to_rgb(image: Any) -> Any:

@@ -185,6 +185,14 @@ def test_label_ids_are_classes_and_not_sizes(argv: list[Any], folders: Path) -> 
     assert task.facts.warnings == ["6 validation rows (100%) are in the training data, too: their scores flatter"]
 
 
+def test_a_truncated_image_is_named(refuses: Any, argv: list[Any], folders: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = folders / "train" / "dark" / "3.jpg"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:2000])  # its header is whole
+    refuses([*argv, "--train_dir", folders / "train"], "row", "dark/3.jpg", "truncated")
+
+
 def test_a_missing_image_is_named(refuses: Any, argv: list[Any], folders: Path) -> None:
     path = folders / "train" / "ids.csv"
     path.write_text("image,label\ndark/0.png,a\nnowhere.png,b\ndark/1.png,a\nlight/1.png,b\n", encoding="utf-8")

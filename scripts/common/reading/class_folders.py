@@ -54,6 +54,8 @@ def list_class_folders(where: str, root: Path, endings: frozenset[str], what: st
         _check_classes(where, root, wanted, loose, what)
     if loose:
         notes.append(f"{len(loose):,} {what} beside the class folders have no class and are left out ({loose[0].name})")
+    if wanted and all(name.lower() in _SETS for name in wanted):
+        notes.append(f"the classes are called {', '.join(sorted(wanted))}, as sets often are")
     notes += _nested(root, wanted, what) + _empty(root, wanted, what)
     files = [(path, name) for name in sorted(wanted) for path in wanted[name]]
     return ClassFolders([path for path, _ in files], [name for _, name in files], notes)

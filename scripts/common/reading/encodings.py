@@ -25,6 +25,8 @@ _MARKS = (  # longest first: UTF-32's begins with UTF-16's
 # Four letters in a row outside of ASCII are no word of Western Europe, for which cp1252 was made, but common in every
 # other 8-bit encoding: Cyrillic, Greek, Chinese.
 _FOREIGN = re.compile(rb"[\x80-\xff]{4,}")
+_UTF8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_HIGH = re.compile(rb"[\x80-\xff]")
 
 
 def read_bytes(where: str, path: Path) -> bytes:
@@ -88,6 +90,12 @@ def _wide(content: bytes) -> str | None:
 
 def _western(content: bytes, where: str, start: int) -> tuple[str, str]:
     line = content.count(b"\n", 0, start) + 1
+    pieces = _UTF8.findall(content)
+    if len(pieces) > 2 and sum(map(len, pieces)) * 2 > len(_HIGH.findall(content)):
+        raise UserError(
+            f"{where}, line {line}: not UTF-8, which the rest is: two encodings were put together, or a character was "
+            "cut: correct the line, or name another with --encoding."
+        )
     foreign = next((run for run in _FOREIGN.findall(content) if len(set(run)) > 2), None)
     try:
         text = content.decode("cp1252")

@@ -44,6 +44,13 @@ def test_other_encodings_are_refused_until_they_are_named(text: str, encoding: s
     assert decode(text.encode(encoding), "x.csv", encoding)[0] == text
 
 
+def test_a_file_of_two_encodings_is_refused_where_it_changes() -> None:
+    mixed = GERMAN.encode("utf-8") * 3 + "Größe;zu klein\n".encode("cp1252")
+    with pytest.raises(UserError, match="line 7: not UTF-8, which the rest is"):
+        decode(mixed, "x.csv")
+    assert decode("„heiß“;1\n".encode("cp1252"), "x.csv")[0] == "„heiß“;1\n"  # two of its bytes could be UTF-8
+
+
 def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(UserError, match="line 1: holds a NUL"):
         decode(b"text\0label\n" + b"a" * 5000, "x.csv")
