@@ -208,7 +208,7 @@ def as_number(value: Any, *, comma: bool = False) -> float:
 
 def class_name(value: Any) -> str:
     """Return the name of a class that is a whole number: "5" for 5, "5", " 5" and 5.0."""
-    return str(int(value.strip()) if isinstance(value, str) and _WHOLE.fullmatch(value.strip()) else int(float(value)))
+    return str(int(value if _is_integer(value) else float(value)))  # a float would merge ids of more than 15 digits
 
 
 def _is_integer(value: Any) -> bool:

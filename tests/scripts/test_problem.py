@@ -53,6 +53,7 @@ def test_the_kind_of_problem_and_its_classes(values: list[Any], kind: str, names
         ([1.5, 2.5, 1.5], "classification", "classification", ["1.5", "2.5"]),
         (["a, b", "a", "b"], "multilabel", "multilabel", ["a", "b"]),
         (["1", "1", "none", "none"], "classification", "classification", ["1", "none"]),
+        ([10**18, 10**18 + 1, 10**18], "classification", "classification", [str(10**18), str(10**18 + 1)]),
         ([5_000_000, 1, 1], "classification", "classification", ["1", "5000000"]),
     ],
 )

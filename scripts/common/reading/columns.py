@@ -117,6 +117,9 @@ def _find_texts(table: Table, text: str | None, pair: str | None, found: Columns
     if len(left) == 1 and (found.labels or not labelled):
         _check_header(table, left[0])
         return [left[0], *([pair] if pair else [])]
+    numbers = [by_key[key] for key in TEXTS if key in by_key]
+    if numbers:  # a column of that name, of something else: let its rows be named
+        return [numbers[0], *([pair] if pair else [])]
     raise UserError(
         f"{table.where}: which column holds the text? It has {_listed(table)}: name it with --text_column "
         "(a csv file needs a first line with the names of its columns)."
