@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import EarlyStoppingCallback, set_seed
 
 from hf_sam import SAMTrainer
 from scripts.common.arguments import ScriptArguments
+from scripts.common.before_training import show_before
 from scripts.common.checkpoints import (
     check_links,
     check_output_dir,
@@ -35,6 +37,7 @@ from scripts.common.checkpoints import (
 from scripts.common.errors import HUB_ERROR, UserError, one_line
 from scripts.common.fresh_dropout import FreshDropoutTrainer
 from scripts.common.parsing import parse
+from scripts.common.per_class import show_per_class
 from scripts.common.processes import check_same, part, prepared_together
 from scripts.common.summary import finite, run_facts, show
 from scripts.tasks import TASKS
@@ -74,6 +77,8 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
         if checkpoint is not None:
             check_same_model(checkpoint, task.model)
     check_same(training, "the checkpoint to resume from", checkpoint)
+    if _announce(args, training, task):
+        return {}
     trainer = make_trainer(args, training, task)
     if args.overwrite_output_dir and training.should_save and checkpoint is None:
         clear_output_dir(folder)
@@ -89,6 +94,7 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
     _publish(args, training, task, trainer)
     if trainer.is_world_process_zero():
         show(task, results, folder / "merged" if _is_merged(args, task) else folder)
+        show_per_class(task.compute_metrics)
     return results
 
 
@@ -119,6 +125,17 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
     if trainer.is_fsdp_enabled and _is_merged(args, task):
         raise UserError("--lora_merge needs whole weights, and FSDP spreads them: add --lora_merge False.")
     return trainer
+
+
+def _announce(args: ScriptArguments, training: Any, task: Task) -> bool:
+    """Say what was understood and will be done. Returns whether that is all, as it is for --dry_run."""
+    if (training.do_train or args.dry_run) and training.process_index == 0:
+        show_before(args, training, task)
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as folder:  # the trainer refuses what it would refuse, and leaves nothing
+            training.output_dir, training.push_to_hub = folder, False
+            make_trainer(args, training, task)
+    return args.dry_run
 
 
 def _train(trainer: SAMTrainer, task: Task, checkpoint: Path | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from scripts.common.errors import UserError
+from scripts.common.problem import KINDS
 
 
 def _option(default: Any, text: str) -> Any:
@@ -17,7 +18,9 @@ def _option(default: Any, text: str) -> Any:
 class ScriptArguments:
     """Data, model, adapters and the run. One field is one `--argument` and one recipe key."""
 
-    task: str = _option("digits", "digits, image, or a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli.")
+    task: str = _option(
+        "digits", "text, image, digits, or a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli."
+    )
 
     # --- model
     model_name_or_path: str | None = _option(None, "Pretrained model: a Hub name or a folder.")
@@ -40,23 +43,40 @@ class ScriptArguments:
     ignore_mismatched_sizes: bool = _option(False, "Replace a head whose size does not fit the labels by a new one.")
 
     # --- data
-    dataset_name: str | None = _option(None, "--task image: a dataset on the Hub.")
-    dataset_config_name: str | None = _option(None, "--task image: configuration of the dataset on the Hub.")
+    dataset_name: str | None = _option(None, "--task text and image: a dataset on the Hub.")
+    dataset_config_name: str | None = _option(None, "Configuration of the dataset on the Hub.")
     train_split: str = _option("train", "--dataset_name: the split to train on.")
     validation_split: str = _option("validation", "--dataset_name: the split to evaluate on.")
     test_split: str = _option("test", "--dataset_name: the split for --do_predict.")
-    train_file: str | None = _option(None, "Local training data: parquet, csv or json (lines).")
+    train_file: str | None = _option(None, "Local training data: csv, tsv, json (lines), parquet or txt; .gz too.")
     validation_file: str | None = _option(None, "Local evaluation data (mnli: the matched set).")
     validation_mismatched_file: str | None = _option(None, "mnli: the mismatched evaluation set.")
     test_file: str | None = _option(None, "Local data for --do_predict; labels may be missing.")
     test_mismatched_file: str | None = _option(None, "mnli: the mismatched test set.")
-    train_dir: str | None = _option(None, "--task image: a folder with one folder of images per class.")
-    validation_dir: str | None = _option(None, "--task image: the same for evaluation.")
-    test_dir: str | None = _option(None, "--task image: the same for --do_predict.")
+    train_dir: str | None = _option(None, "--task text and image: a folder with one folder of files per class.")
+    validation_dir: str | None = _option(None, "The same for evaluation.")
+    test_dir: str | None = _option(None, "The same for --do_predict; may hold the files themselves.")
     image_column: str | None = _option(None, "Column of the images; found by itself when it is called image or img.")
-    label_column: str | None = _option(None, "Column of the labels; found by itself when it is called label or labels.")
+    text_column: str | None = _option(
+        None, "--task text: column of the texts; found by its name, or the only one left."
+    )
+    text_pair_column: str | None = _option(
+        None, "--task text: column of second texts, for pairs such as two questions."
+    )
+    drop_empty_texts: bool = _option(False, "--task text: leave out rows without text, which are refused otherwise.")
+    label_column: str | None = _option(None, "Column of the labels; found by its name, or the only one left.")
+    label_columns: list[str] | None = field(
+        default=None, metadata={"help": "Multi-label data with a column of 0 and 1 for each label: those columns."}
+    )
+    problem: str | None = _option(
+        None, "What the labels are, if not what their rule says: classification, multilabel or regression."
+    )
+    label_separator: str = _option("|", "What stands between several labels in one cell, as in billing|refund.")
+    class_weights: str | None = _option(None, "balanced: every class weighs the same in the loss, however rare it is.")
+    encoding: str | None = _option(None, "Encoding of text files, such as cp1252; found (UTF-8, UTF-16, cp1252).")
+    separator: str | None = _option(None, "What separates the columns of a csv file (tab for a tab); found.")
     validation_share: float = _option(
-        0.15, "Share of the training data kept for evaluation when there is no evaluation set (--task image)."
+        0.15, "Share of the training data kept for evaluation when there is no evaluation set."
     )
     hold_out: float | None = _option(
         None,
@@ -80,6 +100,7 @@ class ScriptArguments:
     lora_merge: bool = _option(True, "Also save the model with its adapters merged in, in <output_dir>/merged.")
 
     # --- run
+    dry_run: bool = _option(False, "Say what was understood of the data and what would be done, and stop.")
     early_stopping_patience: int | None = _option(
         None, "Stop after so many evaluations without a better result, and keep the best model."
     )
@@ -108,6 +129,13 @@ class ScriptArguments:
             _check_range(self, name, lambda v: v is None or v >= 1, "at least 1")
         for name in ("early_stopping_patience", "torch_threads"):
             _check_range(self, name, lambda v: v is None or v >= 1, "at least 1")
+        for name, known in (("problem", KINDS), ("class_weights", ("balanced",))):
+            if getattr(self, name) not in (None, *known):
+                raise UserError(f"--{name} must be {' or '.join(known)}, got {getattr(self, name)!r}.")
+        if not self.label_separator:
+            raise UserError("--label_separator must be a text, got ''.")
+        if self.label_column and self.label_columns:
+            raise UserError("--label_column and --label_columns both name the labels: give one.")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"--dtype must be float32, bfloat16 or float16, got {self.dtype!r}.")
         if self.lora_r is None:
@@ -122,6 +150,12 @@ class ScriptArguments:
         for name in names:
             if getattr(self, name) is not None:
                 raise UserError(f"--{name} does nothing without --{needed}: add --{needed}.")
+
+    def refuse(self, task: str, *names: str) -> None:
+        """Refuse arguments that would do nothing for this task."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise UserError(f"--{name} does nothing with --task {task}: leave it out.")
 
     def given_files(self) -> list[str]:
         """Names of the arguments that hold a local file or folder."""

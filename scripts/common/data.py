@@ -15,34 +15,40 @@ from datasets.exceptions import DatasetsError
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar
 from pyarrow import ArrowException
 
+from scripts.common.arguments import ScriptArguments
 from scripts.common.errors import HUB_ERROR, UserError, one_line
+from scripts.common.reading.class_folders import list_class_folders
+from scripts.common.reading.image_files import READABLE, UNREADABLE, check_images
+from scripts.common.reading.tables import Table, read_table
 
 if hasattr(datasets.config, "HF_DATASETS_TRUST_REMOTE_CODE"):  # datasets 3 would ask, and wait for an answer
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False
 
-_READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 # RuntimeError: for a data set that is a program, which `datasets` no longer runs.
 READING_ERRORS = (DatasetsError, ArrowException, OSError, ValueError, TypeError, KeyError, RuntimeError, HUB_ERROR)
 
 
-def read_file(argument: str, path: str) -> Dataset:
-    """Read a parquet, csv or json file given as `--argument path`."""
-    reader = _READERS.get(Path(path).suffix)
-    if not Path(path).is_file():
-        raise UserError(f"--{argument} {path} does not exist (or is no file).")
-    if reader is None:
-        raise UserError(f"--{argument} {path} must end in {', '.join(_READERS)}.")
-    return _load(f"--{argument} {path}", reader, data_files=str(Path(path).resolve()))
+def read_file(argument: str, path: str, args: ScriptArguments | None = None, notes: list[str] | None = None) -> Dataset:
+    """Read a file given as `--argument path`; a csv file holds texts. `notes` gets what there is to say."""
+    named = {} if args is None else {"encoding": args.encoding, "separator": args.separator}
+    table = read_table(argument, path, **named)
+    if notes is not None:
+        notes += [f"{table.where}: {note}" for note in table.notes if f"{table.where}: {note}" not in notes]
+    return table.dataset()
 
 
-def read_folder(argument: str, path: str) -> Dataset:
-    """Read a folder that holds one folder of images per class."""
-    if not Path(path).is_dir():
-        raise UserError(f"--{argument} {path} does not exist (or is no folder).")
-    classes = [entry for entry in Path(path).iterdir() if entry.is_dir()]
-    if len(classes) < 2:
-        raise UserError(f"--{argument} {path} must hold one folder of images per class, found {len(classes)} folders.")
-    return _load(f"--{argument} {path}", "imagefolder", data_dir=str(Path(path).resolve()), drop_labels=False)
+def read_folder(argument: str, path: str, flat: bool = False) -> Table:
+    """Return the images of a folder with one folder of them per class (or flat, to predict on) by their paths.
+
+    Raises:
+        UserError: if there are no classes, or a file is an image that cannot be read.
+    """
+    where, root = f"--{argument} {path}", Path(path)
+    found = list_class_folders(where, root, READABLE | UNREADABLE, "images", flat=flat)
+    names = [str(file.relative_to(root)) for file in found.files]
+    check_images(where, found.files, names)
+    columns = {"image": [str(file.absolute()) for file in found.files], "file": names}
+    return Table(where, columns | ({"label": found.labels} if found.labels else {}), found.notes, unnamed=True)
 
 
 def read_hub(name: str, config: str | None, split: str, where: str) -> Dataset:
@@ -84,20 +90,30 @@ def check_rows(data: Dataset, where: str, columns: Iterable[str], label: str | N
 def check_texts(data: Dataset, where: str, columns: Iterable[str]) -> None:
     """Refuse rows whose text is missing or is no text."""
     for column in columns:
-        for row, value in enumerate(data[column][:]):
-            if not isinstance(value, str):
-                raise UserError(f"{where}, row {row}: {column!r} must be text, got {value!r}.")
+        check_values(data[column][:], where, column)
 
 
-def class_names(data: Dataset, column: str) -> list[str]:
-    """Return the names of the classes, in the order of their numbers."""
-    feature = data.features[column]
-    if isinstance(feature, ClassLabel):
-        return list(feature.names)
-    values = [value for value in data.unique(column) if value is not None and value == value]
-    if not values or isinstance(values[0], str):
-        return sorted(values)
-    return [str(number) for number in range(max(map(int, values)) + 1)]
+def check_values(values: Sequence[Any], where: str, column: str) -> None:
+    """Refuse rows whose text is missing, empty, no text, or half a character."""
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise UserError(f"{where}, row {row}: {column!r} must be text, got {value!r:.60}.")
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise UserError(f"{where}, row {row}: {column!r} holds half of a character (a lone surrogate): correct it.")
+    empty = [row for row, value in enumerate(values) if not value.strip()]
+    if empty:
+        raise UserError(
+            f"{where}, {rows_text(empty)}: {column!r} must be text, got {values[empty[0]]!r}: remove it "
+            "(--task text: --drop_empty_texts leaves such rows out)."
+        )
+
+
+def rows_text(rows: Sequence[int], shown: int = 5) -> str:
+    """Return "row 3", or "4 rows (0, 2, 7, ...)", counted from 0 as in the prediction files."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    more = ", ..." if len(rows) > shown else ""
+    return f"{len(rows):,} rows ({', '.join(map(str, rows[:shown]))}{more})"
 
 
 def encode_labels(data: Dataset, where: str, column: str, names: Sequence[str]) -> list[int]:
@@ -112,10 +128,12 @@ def encode_labels(data: Dataset, where: str, column: str, names: Sequence[str]) 
 
 
 def _class_number(value: Any, numbers: dict[str, int], where: str) -> int:
-    if value is None or value != value:
+    if value is None or value != value or value == "":
         raise UserError(f"{where} is missing or NaN: fill it in or drop the row.")
     if isinstance(value, str) and value in numbers:
         return numbers[value]
+    if len(numbers) == 2 and str(value).strip().lower() in ("true", "false"):
+        return int(str(value).strip().lower() == "true")
     number = -1.0
     if not isinstance(value, str) or not any(name.isdigit() for name in numbers):  # class "2" need not be number 2
         with contextlib.suppress(TypeError, ValueError):

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset
+from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import UnidentifiedImageError
 from pyarrow import ArrowException
@@ -18,15 +19,18 @@ from transformers.utils import is_torchvision_available
 from scripts.common.arguments import ScriptArguments
 from scripts.common.errors import UserError, one_line
 from scripts.common.models import LOADING_ERRORS
+from scripts.common.reading.image_files import check_images, fault_of
+from scripts.common.reading.tables import Table
 
 _IN_MEMORY = 2**30  # bytes of pixels up to which decoding once beats decoding in every epoch
 _CHUNK = 256
+_USUAL = ("image", "img", "images", "image_path", "img_path", "file_name", "filename", "path")
 
 
 class Images(TorchDataset):
     """Pixels and labels of one split."""
 
-    def __init__(self, data: Dataset, where: str, column: str, labels: list[int] | None, processor: Any) -> None:
+    def __init__(self, data: Dataset, where: str, column: str, labels: list[Any] | None, processor: Any) -> None:
         self.data, self.where, self.column, self.labels, self.processor = data, where, column, labels, processor
         self.pixels: torch.Tensor | None = None
         first = self._decode(slice(0, 1))
@@ -44,11 +48,29 @@ class Images(TorchDataset):
     def _decode(self, rows: slice) -> torch.Tensor:
         try:
             # Pipelines convert to RGB as well: what the model sees must not depend on who calls it.
-            images = [image.convert("RGB") for image in self.data[rows][self.column]]
+            images = [_to_rgb(image) for image in self.data[rows][self.column]]
             return self.processor(images=images, return_tensors="pt")["pixel_values"]
         except (AttributeError, OSError, ValueError, UnidentifiedImageError) as error:
-            where = f"{self.where}, rows {rows.start} to {min(rows.stop, len(self.data)) - 1}"
-            raise UserError(f"{where}: an image is missing or cannot be read: {one_line(error)}") from error
+            where, cause = self._find_fault(rows, error)
+            raise UserError(f"{where}: an image is missing or cannot be read: {one_line(cause)}") from error
+
+    def _find_fault(self, rows: slice, error: Exception) -> tuple[str, Exception]:
+        """Return the row (and file) of the first image that cannot be read, and why."""
+        files = self.data.cast_column(self.column, ImageFeature(decode=False))
+        stop = min(rows.stop, len(self.data))
+        for row in range(rows.start, stop):
+            try:
+                _to_rgb(self.data[row][self.column])
+            except (AttributeError, OSError, ValueError, UnidentifiedImageError) as fault:
+                path = (files[row][self.column] or {}).get("path")
+                return f"{self.where}, row {row}" + (f" ({path})" if path else ""), fault
+        return f"{self.where}, rows {rows.start} to {stop - 1}", error
+
+
+def _to_rgb(image: Any) -> Any:
+    if (fault := fault_of(image)) is not None:
+        raise ValueError(fault)
+    return image.convert("RGB")
 
 
 def load_processor(args: ScriptArguments, config: Any) -> Any:
@@ -81,16 +103,47 @@ def _processor_class() -> Any:
     return transformers.ViTImageProcessor
 
 
-def find_column(data: Dataset, where: str, argument: str, given: str | None, usual: tuple[str, ...]) -> str:
+def find_image_column(table: Table, given: str | None) -> str:
     """Return the column the user named, or the one with a usual name."""
+    where, listed = table.where, ", ".join(table.names)
     if given is not None:
-        if given not in data.column_names:
-            raise UserError(f"--{argument} {given}: {where} has the columns {', '.join(data.column_names)}.")
+        if given not in table.names:
+            raise UserError(f"--image_column {given}: {where} has the columns {listed}.")
         return given
-    for name in usual:
-        if name in data.column_names:
+    for name in table.names:
+        if name.lower() in _USUAL:
             return name
-    raise UserError(f"{where} has the columns {', '.join(data.column_names)}: say which one with --{argument}.")
+    raise UserError(f"{where} has the columns {listed}: say which one holds images with --image_column.")
+
+
+def find_files(table: Table, column: str) -> None:
+    """Turn the paths in a file into those of images: relative to the file, or else to the working directory.
+
+    Raises:
+        UserError: if a row has none, or files are missing or cannot be read, or the column holds no images.
+    """
+    if isinstance(table.source, Dataset):
+        table.source = as_images(table.source, table.where, column)
+        return
+    if table.folder is None:  # a folder of images, whose paths we listed
+        return
+    paths = table.values(column)
+    wrong = next((row for row, path in enumerate(paths) if not isinstance(path, str) or not path.strip()), None)
+    if wrong is not None:
+        raise UserError(f"{table.where}, row {wrong}: {column!r} must be the path of an image, got {paths[wrong]!r}.")
+    found = [path if (path := table.folder / name).is_file() else Path(name).absolute() for name in paths]
+    check_images(table.where, found, paths)
+    table.source[column] = [str(path) for path in found]
+
+
+def image_data(table: Table, column: str) -> Dataset:
+    """Return the rows of a table as a data set that decodes its images."""
+    if isinstance(table.source, Dataset):
+        return table.source
+    data = Dataset.from_dict({column: table.values(column)}, features=Features({column: ImageFeature()}))
+    if len(data) != len(table):
+        raise UserError(f"{table.where}: {len(table):,} images found, {len(data):,} read.")
+    return data
 
 
 def as_images(data: Dataset, where: str, column: str) -> Dataset:

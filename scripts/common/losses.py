@@ -8,7 +8,7 @@ that divides by `num_items_in_batch` is right for every head, and for micro-batc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,15 +17,38 @@ from torch.nn import functional
 Loss = Callable[..., torch.Tensor]
 
 
-def classification_loss(label_smoothing: float = 0.0) -> Loss:
-    """Return cross-entropy as Trainer's `compute_loss_func`."""
+def classification_loss(label_smoothing: float = 0.0, weights: Sequence[float] | None = None) -> Loss:
+    """Return cross-entropy as Trainer's `compute_loss_func`, with a weight for each class if there are any."""
 
     def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         logits = _logits(outputs).float()
         total = functional.cross_entropy(
-            logits, labels.to(logits.device), reduction="sum", label_smoothing=label_smoothing
+            logits,
+            labels.to(logits.device),
+            weight=None if weights is None else logits.new_tensor(weights),
+            reduction="sum",
+            label_smoothing=label_smoothing,
         )
         return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
+def multilabel_loss(weights: Sequence[float] | None = None) -> Loss:
+    """Return binary cross-entropy as Trainer's `compute_loss_func`; weights are those of a label that is there.
+
+    Trainer counts the labels of all classes as items, so that dividing by them is the mean over rows and classes.
+    """
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = _logits(outputs).float()
+        total = functional.binary_cross_entropy_with_logits(
+            logits,
+            labels.to(logits),
+            reduction="sum",
+            pos_weight=None if weights is None else logits.new_tensor(weights),
+        )
+        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
     return loss
 
@@ -39,6 +62,19 @@ def regression_loss() -> Loss:
         return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return loss
+
+
+def balanced_weights(labels: Sequence[Any], classes: int) -> list[float]:
+    """Return a weight for each class, so that all weigh the same in the loss of the training data.
+
+    For single classes their mean over the examples is 1; for labels of 0 and 1 a 1 weighs as all 0s over all 1s.
+    """
+    found = torch.tensor(labels)
+    if found.dim() == 2:
+        positive = found.sum(dim=0)
+        return ((len(found) - positive) / positive.clamp(min=1)).tolist()
+    counts = torch.bincount(found, minlength=classes)
+    return (len(found) / (int((counts > 0).sum()) * counts.clamp(min=1))).tolist()
 
 
 def _logits(outputs: Any) -> torch.Tensor:

@@ -47,7 +47,7 @@ def load_config(args: ScriptArguments, names: Sequence[str] | None, *, keep_labe
             config = AutoConfig.for_model(args.model_type)
         _override(config, args.config_overrides)
         if not keep_labels:
-            _set_labels(config, names)
+            set_labels(config, names)
     except LOADING_ERRORS as error:
         raise UserError(f"{where} cannot be loaded: {one_line(error)}") from error
     return config
@@ -77,18 +77,22 @@ def _override(config: Any, text: str | None) -> None:
             raise UserError(f"--config_overrides: {one_line(error)}") from error
 
 
-def _set_labels(config: Any, names: Sequence[str] | None) -> None:
-    if names is None:
+def set_labels(config: Any, names: Sequence[str] | None, kind: str = "classification") -> None:
+    """Write the classes into the config, where a pipeline looks for them; no names for regression."""
+    if not names:
         config.num_labels = 1
         config.problem_type = "regression"
         return
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
-    config.problem_type = "single_label_classification"
+    config.problem_type = "multi_label_classification" if kind == "multilabel" else "single_label_classification"
 
 
-def load_model(args: ScriptArguments, auto_class: Any, config: Any) -> Any:
-    """Return the model, pretrained or new, with float32 weights unless `--dtype` says otherwise."""
+def load_model(args: ScriptArguments, auto_class: Any, config: Any, *, new_head: bool = False) -> Any:
+    """Return the model, pretrained or new, with float32 weights unless `--dtype` says otherwise.
+
+    `new_head` replaces a head that was trained on other classes, whatever its size.
+    """
     dtype = getattr(torch, args.dtype)
     if args.model_name_or_path is None:
         try:
@@ -103,7 +107,7 @@ def load_model(args: ScriptArguments, auto_class: Any, config: Any) -> Any:
             dtype=dtype,
             revision=args.model_revision,
             trust_remote_code=args.trust_remote_code,
-            ignore_mismatched_sizes=args.ignore_mismatched_sizes,
+            ignore_mismatched_sizes=args.ignore_mismatched_sizes or new_head,
             output_loading_info=True,
         )
     except LOADING_ERRORS as error:
@@ -114,7 +118,19 @@ def load_model(args: ScriptArguments, auto_class: Any, config: Any) -> Any:
     body = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
     if body and body <= set(info["missing_keys"]):
         raise UserError(f"{where} holds no weights of a {config.model_type}: it is a checkpoint of another model.")
+    if new_head and not info["mismatched_keys"]:
+        _renew_head(args, auto_class, model, set(info["missing_keys"]))
     return model
+
+
+def _renew_head(args: ScriptArguments, auto_class: Any, model: Any, missing: set[str]) -> None:
+    """Start the head anew, unless it is new because the checkpoint had none."""
+    heads = head_modules(model)
+    if all(f"{head}.{name}" in missing for head in heads for name, _ in model.get_submodule(head).named_parameters()):
+        return
+    fresh = auto_class.from_config(model.config, trust_remote_code=args.trust_remote_code)
+    for head in heads:
+        model.get_submodule(head).load_state_dict(fresh.get_submodule(head).state_dict())
 
 
 def head_modules(model: Any) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,3 +20,8 @@ def flip_labels(labels: Sequence[int], num_labels: int, *, share: float, seed: i
     offset = generator.integers(1, num_labels, size=len(chosen))
     flipped[chosen] = (flipped[chosen] + offset) % num_labels
     return flipped.tolist(), len(chosen)
+
+
+def noise_seed(training: Any) -> int:
+    """Return the seed of what is random in the data: which rows are taken, which labels are flipped."""
+    return training.seed if training.data_seed is None else training.data_seed

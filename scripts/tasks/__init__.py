@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.tasks import digits, glue, image
+from scripts.tasks import digits, glue, image, text
 from scripts.tasks.base import Task
 
 
@@ -22,5 +22,6 @@ class Entry:
 TASKS: dict[str, Entry] = {
     "digits": Entry(digits.build, digits.DEFAULTS),
     "image": Entry(image.build, image.DEFAULTS),
+    "text": Entry(text.build, text.DEFAULTS),
     **{name: Entry(glue.build, glue.defaults(name)) for name in glue.GLUE},
 }

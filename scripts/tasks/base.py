@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Subset
 
 from scripts.common.errors import UserError
+from scripts.common.facts import Facts
 from scripts.common.losses import Loss
 
 
@@ -22,6 +23,7 @@ class Split:
     data: Any
     labelled: bool = True
     file_name: str = "predictions.tsv"
+    files: list[str] | None = None  # the names of the files that the rows were
 
 
 @dataclass
@@ -43,20 +45,19 @@ class Task:
     data_collator: Any = None
     flipped_labels: int = 0
     card: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
 
     def write_predictions(self, split: Split, logits: Any, folder: Path) -> Path:
-        """Write one prediction per line in GLUE's format: the row's index and what was predicted."""
+        """Write one prediction per line in GLUE's format: index and prediction, and the file if the rows are files."""
         logits = logits[0] if isinstance(logits, tuple) else logits
+        header = "index\tprediction" if split.files is None else "index\tprediction\tfile"
         lines = [f"{row}\t{text}" for row, text in enumerate(self.format_predictions(np.asarray(logits)))]
+        if split.files is not None:
+            lines = [f"{line}\t{name}" for line, name in zip(lines, split.files, strict=True)]
         path = folder / split.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(["index\tprediction", *lines]) + "\n", encoding="utf-8")
+        path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
         return path
-
-
-def noise_seed(training: Any) -> int:
-    """Return the seed of what is random in the data: which rows are taken, which labels are flipped."""
-    return training.seed if training.data_seed is None else training.data_seed
 
 
 def hold_out(task: Task, share: float | None) -> None:

@@ -17,8 +17,10 @@ from sklearn.model_selection import train_test_split
 from scripts.common.arguments import ScriptArguments
 from scripts.common.errors import UserError
 from scripts.common.models import parse_overrides
+from scripts.common.reading.sources import Tables
+from scripts.common.reading.tables import Table
 from scripts.tasks.base import Task
-from scripts.tasks.image import Splits, assemble
+from scripts.tasks.image import assemble
 
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-3,
@@ -48,19 +50,20 @@ def build(args: ScriptArguments, training: Any) -> Task:
     """Read the digits; the model is a small ViT unless another is asked for."""
     for name in (*args.given_files(), "dataset_name"):
         if getattr(args, name):
-            raise UserError(f"--{name} does nothing with --task digits: add --task image (or a GLUE task).")
+            raise UserError(f"--{name} does nothing with --task digits: add --task text or image (or a GLUE task).")
     if args.model_name_or_path is None and args.model_type in (None, "vit") and args.config_name is None:
         overrides = SMALL_VIT | parse_overrides(args.config_overrides)
         args = dataclasses.replace(args, model_type="vit", config_overrides=json.dumps(overrides))
     train, test = digits()
-    splits: Splits = {}
+    args.refuse("digits", "text_column", "text_pair_column", "image_column", "label_column", "label_columns", "problem")
+    tables: Tables = {}
     if training.do_train:
-        splits["train"] = train, "digits"
+        tables["train"] = Table("digits", train)
     if training.do_eval:
-        splits["validation"] = test, "digits"
+        tables["validation"] = Table("digits", test)
     if training.do_predict:
-        splits["test"] = test, "digits"
-    return assemble(args, training, splits, card={"dataset": "scikit-learn digits"})
+        tables["test"] = Table("digits", test)
+    return assemble(args, training, tables, card={"dataset": "scikit-learn digits"})
 
 
 def digits() -> tuple[Dataset, Dataset]:

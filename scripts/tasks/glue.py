@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 from scripts.common.arguments import ScriptArguments
 from scripts.common.data import check_rows, check_texts, encode_labels, encode_scores, read_file, read_hub, sample
-from scripts.common.errors import UserError, one_line
+from scripts.common.errors import UserError
+from scripts.common.facts import Facts
 from scripts.common.losses import classification_loss, regression_loss
 from scripts.common.metrics import (
     F1,
@@ -24,9 +25,10 @@ from scripts.common.metrics import (
     Spearman,
     make_compute_metrics,
 )
-from scripts.common.models import LOADING_ERRORS, add_lora, load_config, load_model
-from scripts.common.noise import flip_labels
-from scripts.tasks.base import Split, Task, noise_seed
+from scripts.common.models import add_lora, load_config, load_model
+from scripts.common.noise import flip_labels, noise_seed
+from scripts.common.texts import load_tokenizer
+from scripts.tasks.base import Split, Task
 
 HUB = "nyu-mll/glue"
 Metrics = tuple[type[LocalMetric], ...]
@@ -94,9 +96,10 @@ def build(args: ScriptArguments, training: Any) -> Task:
     """Read and check the data, then the model."""
     spec = GLUE[args.task]
     _check_arguments(args, spec)
-    rows = _read(args, training, spec)
+    facts = Facts()
+    rows = _read(args, training, spec, facts.notes)
     config = load_config(args, spec.classes or None)
-    tokenizer = _load_tokenizer(args, config)
+    tokenizer = load_tokenizer(args, config)
     sets = {key: _tokenize(read, spec, tokenizer, args.max_length) for key, read in rows.items()}
     test = {
         name: Split(sets["test", name], rows["test", name].labels is not None, f"{spec.file_name}{ending}.tsv")
@@ -119,12 +122,16 @@ def build(args: ScriptArguments, training: Any) -> Task:
         example='"A text."' if len(spec.columns) == 1 else '{"text": "One text.", "text_pair": "Another."}',
         flipped_labels=rows["train", ""].flipped if ("train", "") in rows else 0,
         card=_CARD | {"dataset_args": args.task, "dataset": f"GLUE {args.task.upper()}"},
+        facts=facts,
     )
 
 
 def _check_arguments(args: ScriptArguments, spec: GlueTask) -> None:
     if args.label_noise and not spec.classes:
         raise UserError(f"--label_noise flips classes, but --task {args.task} has scores: leave it at 0.")
+    args.refuse(
+        args.task, "text_column", "text_pair_column", "label_columns", "problem", "class_weights", "image_column"
+    )
     for name in (*args.given_files(), "dataset_name"):
         foreign = not name.endswith("_file") or ("mismatched" in name and args.task != "mnli")
         if foreign and getattr(args, name):
@@ -135,24 +142,24 @@ def _sets(args: ScriptArguments) -> dict[str, str]:
     return _TWO if args.task == "mnli" else _ONE
 
 
-def _read(args: ScriptArguments, training: Any, spec: GlueTask) -> dict[tuple[str, str], Rows]:
+def _read(args: ScriptArguments, training: Any, spec: GlueTask, notes: list[str]) -> dict[tuple[str, str], Rows]:
     rows: dict[tuple[str, str], Rows] = {}
     if training.do_train:
-        rows["train", ""] = _read_train(args, training, spec)
+        rows["train", ""] = _read_train(args, training, spec, notes)
     for split, wanted, limit in (
         ("validation", training.do_eval, args.max_eval_samples),
         ("test", training.do_predict, args.max_predict_samples),
     ):
         for name in _sets(args) if wanted else ():
-            data, where = _open(args, split, name)
+            data, where = _open(args, split, name, notes)
             data = sample(data, limit)
             rows[split, name] = Rows(data, _labels(data, where, spec, args, optional=split == "test"))
     return rows
 
 
-def _read_train(args: ScriptArguments, training: Any, spec: GlueTask) -> Rows:
+def _read_train(args: ScriptArguments, training: Any, spec: GlueTask, notes: list[str]) -> Rows:
     seed = noise_seed(training)
-    data, where = _open(args, "train", "")
+    data, where = _open(args, "train", "", notes)
     data = sample(data, args.max_train_samples, seed=seed)
     labels = _labels(data, where, spec, args)
     if labels is None or not args.label_noise:
@@ -160,12 +167,12 @@ def _read_train(args: ScriptArguments, training: Any, spec: GlueTask) -> Rows:
     return Rows(data, *flip_labels(labels, len(spec.classes), share=args.label_noise, seed=seed))
 
 
-def _open(args: ScriptArguments, split: str, name: str) -> tuple[Dataset, str]:
+def _open(args: ScriptArguments, split: str, name: str, notes: list[str]) -> tuple[Dataset, str]:
     """Return one set and how the user named it."""
     argument = f"{split}_mismatched_file" if name == "mismatched" else f"{split}_file"
     path = getattr(args, argument)
     if path:
-        return read_file(argument, path), f"--{argument} {path}"
+        return read_file(argument, path, args, notes), f"--{argument} {path}"
     if any(getattr(args, file) for file in args.given_files()):
         flag = {"train": "--do_train", "validation": "--do_eval", "test": "--do_predict"}[split]
         raise UserError(f"--{argument} is missing, and other local files are given: add it, or {flag} False.")
@@ -181,29 +188,13 @@ def _labels(
     has_labels = column in data.column_names
     check_rows(data, where, spec.columns, label=None if optional else column)
     check_texts(data, where, spec.columns)
-    if optional and (not has_labels or set(data.unique(column)) <= {None, -1}):  # GLUE's test labels are secret: -1
+    if optional and (
+        not has_labels or set(data.unique(column)) <= {None, -1, "-1", ""}
+    ):  # GLUE's test labels are secret: -1
         return None
     if spec.classes:
         return encode_labels(data, where, column, spec.classes)
     return encode_scores(data, where, column, 0.0, 5.0)
-
-
-def _load_tokenizer(args: ScriptArguments, config: Any) -> Any:
-    source = args.tokenizer_name or args.model_name_or_path or args.config_name
-    if source is None:
-        raise UserError(f"--model_type {args.model_type} needs a tokenizer: give --tokenizer_name.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=args.model_revision, trust_remote_code=args.trust_remote_code
-        )
-    except LOADING_ERRORS as error:
-        raise UserError(f"no tokenizer in {source} (--tokenizer_name): {one_line(error)}") from error
-    if tokenizer.pad_token is None:  # GPT and Llama have none, and no batch goes without
-        tokenizer.pad_token = tokenizer.eos_token
-    config.pad_token_id = tokenizer.pad_token_id
-    if len(tokenizer) > getattr(config, "vocab_size", len(tokenizer)):
-        raise UserError(f"{source} has {len(tokenizer)} tokens, the model only {config.vocab_size}: they do not fit.")
-    return tokenizer
 
 
 def _tokenize(rows: Rows, spec: GlueTask, tokenizer: Any, max_length: int) -> Dataset:

@@ -66,7 +66,7 @@ def test_bad_scores(refuses: Refuses, sst2: list[object], write_csv: Callable[..
     ("name", "content", "words"),
     [
         ("x.csv", None, ["does not exist"]),
-        ("x.txt", b"", ["must end in"]),
+        ("x.doc", b"", ["must end in"]),
         ("x.parquet", b"PAR1 cut off", ["cannot be read"]),
         ("x.json", b"{not json", ["cannot be read"]),
         ("x.csv", b"", ["cannot be read"]),
@@ -146,11 +146,11 @@ def test_bad_image_input(refuses: Refuses, tmp_path: Path) -> None:
     (tmp_path / "images" / "a").mkdir(parents=True)
     refuses([*argv, "--train_dir", tmp_path / "images"], "--train_dir", "one folder of images per class")
     (tmp_path / "images" / "b").mkdir()
-    refuses([*argv, "--train_dir", tmp_path / "images"], "--train_dir", "cannot be read")
+    refuses([*argv, "--train_dir", tmp_path / "images"], "--train_dir", "found no images")
     for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png", "b/4.png"):
         Image.new("L", (8, 8)).save(tmp_path / "images" / name)
     (tmp_path / "images" / "b" / "2.png").write_bytes(b"no image")
-    refuses([*argv, "--train_dir", tmp_path / "images"], "--train_dir", "cannot be read")
+    refuses([*argv, "--train_dir", tmp_path / "images"], "--train_dir", "1 of 6 images", "cannot be read", "b/2.png")
 
 
 def test_digits_refuses_arguments_that_would_do_nothing(refuses: Refuses, tmp_path: Path) -> None:

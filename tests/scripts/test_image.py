@@ -155,3 +155,45 @@ def test_a_trained_model_is_evaluated_with_its_own_classes_and_processor(
 def test_adapters_on_a_vit_merge_into_an_ordinary_model(run: Run, argv: list[Any], folders: Path) -> None:
     assert run(*argv, "--train_dir", folders / "train", "--lora_r", 2)[0] == 0
     assert pipeline("image-classification", model=str(folders / "out" / "merged"), device="cpu")(picture(0))
+
+
+@pytest.mark.slow
+def test_several_labels_from_a_file_beside_the_images(run: Run, argv: list[Any], folders: Path) -> None:
+    tags = {0: "even|small", 1: "odd|small", 2: "even", 3: "odd", 4: "even", 5: "odd"}
+    rows = [f"{name}/{row}.png,{name}|{tags[row]}" for name in ("dark", "light") for row in range(6)]
+    (folders / "train" / "labels.csv").write_text("\n".join(["file_name,tags", *rows]), encoding="utf-8")
+    flat = folders / "new [1]"
+    flat.mkdir()
+    for name in ("b.png", "a.png"):
+        picture(20).save(flat / name)
+    more = ["--train_file", folders / "train" / "labels.csv", "--do_predict", "--test_dir", flat]
+    assert run(*argv, *more)[0] == 0
+    config = AutoModelForImageClassification.from_pretrained(folders / "out").config
+    assert config.problem_type == "multi_label_classification"
+    assert set(config.id2label.values()) == {"dark", "even", "light", "odd", "small"}
+    lines = (folders / "out" / "predictions.tsv").read_text(encoding="utf-8").splitlines()
+    assert [line.split("\t")[2] for line in lines] == ["file", "a.png", "b.png"]
+
+
+@pytest.mark.slow
+def test_label_ids_are_classes_and_not_sizes(argv: list[Any], folders: Path) -> None:
+    rows = [f"dark/{row}.png,{(0, 5, 203094)[row % 3]}" for row in range(6)]
+    path = folders / "train" / "ids.csv"
+    path.write_text("\n".join(["image,label", *rows]), encoding="utf-8")
+    task = built(*argv, "--train_file", path, "--validation_file", path)
+    assert task.model.config.id2label == {0: "0", 1: "5", 2: "203094"}
+    assert task.facts.warnings == ["6 validation rows (100%) are in the training data, too: their scores flatter"]
+
+
+def test_a_truncated_image_is_named(refuses: Any, argv: list[Any], folders: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = folders / "train" / "dark" / "3.jpg"
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:2000])  # its header is whole
+    refuses([*argv, "--train_dir", folders / "train"], "row", "dark/3.jpg", "truncated")
+
+
+def test_a_missing_image_is_named(refuses: Any, argv: list[Any], folders: Path) -> None:
+    path = folders / "train" / "ids.csv"
+    path.write_text("image,label\ndark/0.png,a\nnowhere.png,b\ndark/1.png,a\nlight/1.png,b\n", encoding="utf-8")
+    refuses([*argv, "--train_file", path], "1 of 4 images", "nowhere.png (does not exist)")
