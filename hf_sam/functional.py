@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hf_sam._checks import check_number, checked_choice
 from hf_sam.config.field_checks import ROUNDINGS
-from hf_sam.parameters.given import entries_of, entries_of_group, tensors_of
+from hf_sam.parameters.given import entries_of, entries_of_group, refuse_complex, tensors_of
 from hf_sam.step.copies import buffer_states, copy_all, write_all
 from hf_sam.step.one_pass import one_pass_step
 from hf_sam.step.replay import RandomState, devices_of
@@ -223,6 +223,8 @@ def _trainable(parameters: Any, variant: Variant) -> list[Tensor]:
         entries = [p for _, p in entries]
     tensors = tensors_of("parameters", entries, "model.parameters()")
     params = list({id(p): p for p in tensors if p.requires_grad}.values())
+    for number, p in enumerate(params):
+        refuse_complex(f"`parameters[{number}]`", p)
     if not params:
         raise ValueError("`parameters` holds no tensor that requires a gradient.")
     return params

@@ -409,3 +409,10 @@ def test_gradients_that_are_dropped_are_told_once_unless_they_are_of_an_earlier_
         closure()
         sharpness_aware_grad(closure, model.parameters())
     assert [record.getMessage().count("accumulate=True") for record in caplog.records] == [1]
+
+
+def test_complex_weights_are_refused() -> None:
+    w = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+    with pytest.raises(NotImplementedError, match=r"hold `parameters\[0\]` as two real numbers"):
+        sharpness_aware_grad(lambda: w.abs().sum(), [w])
+    assert w.grad is None

@@ -26,6 +26,23 @@ def entries_of(argument: str, given: Any, example: str) -> list[Any]:
     return list(given)
 
 
+def refuse_complex(name: str, tensor: Tensor) -> None:
+    """Raise for a complex weight: norms and directions here are those of real numbers.
+
+    Args:
+        name: of the weight, as the user finds it.
+        tensor: the weight.
+
+    Raises:
+        NotImplementedError: with the way out.
+    """
+    if tensor.is_complex() and tensor.requires_grad:
+        raise NotImplementedError(
+            f"Complex weights are not supported: hold {name} as two real numbers, and use torch.view_as_complex in the "
+            "forward pass."
+        )
+
+
 def tensors_of(argument: str, given: Any, example: str) -> list[Tensor]:
     """Return the tensors in an argument, which holds nothing else."""
     entries = entries_of(argument, given, example)

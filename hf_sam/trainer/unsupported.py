@@ -13,6 +13,7 @@ from hf_sam.config.sam_config import SAMConfig, variant_of
 from hf_sam.engines.deepspeed import refuse_deepspeed_model, refuse_settings
 from hf_sam.engines.supported import UNTESTED, refuse_engine, refuse_lone_process
 from hf_sam.parameters.choose import chosen
+from hf_sam.parameters.given import refuse_complex
 
 UPDATES_IN_BACKWARD = (
     "{name} updates the weights during the backward pass, so the first pass of a SAM step would already have moved "
@@ -204,6 +205,8 @@ def _refuse_model(model: nn.Module) -> None:
         what = f"a model on {', '.join(sorted(map(str, devices)))}"
         raise NotImplementedError(UNTESTED.format(what=what, way_out="Load the model on one device (no device_map)"))
     refuse_training_by_others(model)
+    for name, p in model.named_parameters():
+        refuse_complex(repr(name), p)
     for name, module in model.named_modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
             raise NotImplementedError(f"Sparse gradients are not supported: build {name!r} with sparse=False.")

@@ -151,6 +151,17 @@ def test_sparse_gradients_are_refused_by_module_name(make: Any, tmp_path: Path) 
     assert message == "Sparse gradients are not supported: build 'encoder.part' with sparse=False."
 
 
+def test_complex_weights_are_refused_by_name(tmp_path: Path) -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+    assert refusal(Layers(Complex()), arguments(tmp_path)).startswith(
+        "Complex weights are not supported: hold 'encoder.part.w' as two real numbers"
+    )
+
+
 def test_a_dense_embedding_is_accepted(tmp_path: Path) -> None:
     SAMTrainer(Layers(nn.Embedding(4, 2)), arguments(tmp_path))
 
