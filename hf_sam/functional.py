@@ -185,6 +185,8 @@ def _say_dropped() -> None:
 
 def _refuse_step(params: list[Tensor], versions: list[int]) -> None:
     """Raise if every parameter with a gradient has been written to: that was an optimizer."""
+    if torch.compiler.is_compiling():  # versions are not followed in a traced step
+        return
     written = [p._version != before for p, before in zip(params, versions, strict=True) if p.grad is not None]
     if written and all(written) and not isinstance(params, Shards):
         raise RuntimeError(

@@ -416,3 +416,19 @@ def test_complex_weights_are_refused() -> None:
     with pytest.raises(NotImplementedError, match=r"hold `parameters\[0\]` as two real numbers"):
         sharpness_aware_grad(lambda: w.abs().sum(), [w])
     assert w.grad is None
+
+
+@pytest.mark.slow
+def test_a_whole_step_can_be_compiled() -> None:
+    found = []
+    for compiled in (False, True):
+        model, closure = small()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(closure: Any = closure, model: Any = model, optimizer: Any = optimizer) -> None:
+            sharpness_aware_grad(closure, model.parameters(), rho=0.3)
+            optimizer.step()
+
+        (torch.compile(step, backend="eager") if compiled else step)()
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
