@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_sam.config.sam_config import PLAIN
 from hf_sam.trainer.micro_batches import Window
 from hf_sam.trainer.unsupported import UPDATES_IN_BACKWARD, refuse_optimizer, refuse_training_by_others
+from hf_sam.vectors.shards import local_shard
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,6 @@ def _hooks_of(p: Tensor) -> str | None:
 @torch.no_grad()
 def _fingerprint(params: list[Tensor]) -> Tensor:
     """Return two norms of every tensor, by which weights differ from what they are after an update."""
-    held = [p.detach() for p in params]
+    held = [local_shard(p) for p in params]
     norms = [torch._foreach_norm(held, order, dtype=torch.float32) for order in (1.0, 2.0)]
     return torch.stack([torch.stack(list(some)) for some in norms], 1).nan_to_num()

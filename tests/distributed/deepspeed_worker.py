@@ -37,6 +37,7 @@ class Interrupted:
     """A Trainer whose loss raises once, at the second micro-batch of the last pass of the third step."""
 
     calls = 0
+    carried = ("calls",)
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, *args, **kwargs)
