@@ -32,6 +32,8 @@ class GradientMixing(NamedTuple):
 
 
 UNMIXED = GradientMixing()
+ROUNDINGS = 4
+"""Units in the last place by which two equal norms may differ."""
 
 
 class MixedGradient:
@@ -100,5 +102,8 @@ def renormalise_(perturbed: list[Tensor], clean_norm: Tensor, params: list[Tenso
     """
     norm = global_norm(perturbed, params)
     usable = torch.isfinite(norm) & torch.isfinite(clean_norm) & (norm > 0) & (clean_norm > 0)
-    factor = torch.where(usable, clean_norm / norm, 1.0)
+    factor = clean_norm / norm
+    # Of a micro-batch h is what the pass has added to earlier gradients, which rounds; a factor near 1 is only that.
+    usable &= (factor - 1).abs() > ROUNDINGS * torch.finfo(factor.dtype).eps
+    factor = torch.where(usable, factor, 1.0)
     torch._foreach_mul_(perturbed, factor)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from transformers import Trainer, TrainingArguments
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hf_sam import SAMTrainer
+from scripts.benchmarks.common import memory
 from scripts.benchmarks.common.bench_cases import CASES
 from scripts.benchmarks.common.bench_settings import SETTINGS, Setting
 from scripts.benchmarks.common.intervals import interval
@@ -135,7 +135,7 @@ def peak_bytes(name: str, setting: Setting, folder: str) -> tuple[int, int]:
     trainer = make_trainer(name, setting, folder, turns, steps=3)
     trainer.train()
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, weights
+    return memory.peak_bytes(), weights  # of this program: the usage counts that of the process it was started by
 
 
 def measure_memory(key: str, cases: list[str]) -> dict[str, tuple[int, int]]:

@@ -45,7 +45,8 @@ Measure = Callable[[nn.Module, Batches, int], tuple[float, float]]
 def ours(model: nn.Module, batches: Batches, products: int) -> tuple[float, float]:
     """Take the library's defaults."""
     del products
-    one = SharpnessAnalyzer(model, taken_apart(batches), batch_size=len(batches[0]["labels"]))
+    size = len(batches[0]["labels"])
+    one = SharpnessAnalyzer(model, taken_apart(batches), batch_size=size, data_collator=padded)
     found = one.top_eigenvalues()
     return found.values[0], found.products
 
@@ -156,9 +157,20 @@ def taken_apart(batches: Batches) -> list[dict[str, Tensor]]:
     return [{key: value[i] for key, value in batch.items()} for batch in batches for i in range(len(batch["labels"]))]
 
 
+def padded(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Collate examples, those of different batches too, which are padded to different lengths."""
+    several = {key: [row[key] for row in rows] for key in rows[0]}
+    return {
+        key: torch.nn.utils.rnn.pad_sequence(values, batch_first=True) if values[0].dim() else torch.stack(values)
+        for key, values in several.items()
+    }
+
+
 def gradient_cost(model: nn.Module, batches: Batches) -> float:
     """Return the time of one product with the Hessian in gradients, the median of three pairs."""
-    loss_function = SharpnessAnalyzer(model, taken_apart(batches), batch_size=len(batches[0]["labels"])).loss_function
+    size = len(batches[0]["labels"])
+    analyzer = SharpnessAnalyzer(model, taken_apart(batches), batch_size=size, data_collator=padded)
+    loss_function = analyzer.loss_function
     v, ratios = torch.randn(1, loss_function.size), []
     for _ in range(4):
         start = time.process_time()

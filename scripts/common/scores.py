@@ -62,6 +62,8 @@ class Scores:
         logits = np.asarray(logits, dtype=np.float64)
         truth, finite = np.asarray(output.label_ids), bool(np.isfinite(logits).all())
         found = kinds[self.problem.kind](logits, truth) if finite else {}
+        if not finite and self.problem.kind == "classification":  # it still predicts some class for each example
+            found = {**_classes(np.nan_to_num(logits), truth), "auc": float("nan")}
         self.per_class = per_class(logits, truth, self.problem) if finite and self.problem.names else []
         # A run that diverged has no scores, but an evaluation has to name each, or choosing the best would fail.
         names = NAMES[self.problem.kind]

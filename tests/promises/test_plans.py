@@ -249,7 +249,8 @@ class Changing(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
         if state.global_step == 2:
-            vars(args).update(self.later)
+            for name, value in self.later.items():
+                setattr(args, name, value)
 
 
 @pytest.mark.slow

@@ -263,7 +263,7 @@ def test_hooks_that_close_over_modules_act_on_the_copies(tmp_path: Any) -> None:
             find_rho(trainer, **QUICK)
             assert (trainer.model.calls, norm.num_batches_tracked.item()) == (0, 0)
         trainer.train()
-        assert trainer.model.calls > 14
+        assert trainer.model.calls == 14  # the second passes leave it as the first ones did
         runs.append(fingerprint(trainer) | {"mean": norm.running_mean, "var": norm.running_var})
     assert differences(*runs) == []
 

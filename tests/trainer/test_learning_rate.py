@@ -122,7 +122,9 @@ def test_a_warm_up_that_a_subclass_puts_before_the_trainers_scheduler_counts(tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [one_cycle, warm_then_cosine, "plateau"], ids=["one cycle", "warm then cosine", "plateau"])
+@pytest.mark.parametrize(
+    "make", [one_cycle, warm_then_cosine, "plateau"], ids=["one cycle", "warm then cosine", "plateau"]
+)
 def test_a_resumed_run_has_the_same_radii(make: Any, tmp_path: Path) -> None:
     """The first learning rate that a resumed run has seen is not the run's peak."""
     saved = {"save_strategy": "steps", "save_steps": 5}
