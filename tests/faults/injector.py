@@ -54,7 +54,7 @@ LOADING = ("loading", "line of loading")  # of a run that resumes; every other p
 
 @dataclass(frozen=True)
 class Opportunity:
-    """A moment at which a fault could strike: the `number`-th of its phase."""
+    """A moment at which a fault could strike: the `number`-th of its phase at its place."""
 
     phase: str
     number: int
@@ -107,16 +107,17 @@ class Injector:
     stage: str = "line elsewhere"
     fired: Any = None
     found: list[Opportunity] = field(default_factory=list)
-    _counts: Counter[str] = field(default_factory=Counter)
+    _counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def is_due(self, phase: str, place: str = "") -> bool:
         """Count this opportunity; True if it is the one."""
-        number = self._counts[phase]
-        self._counts[phase] += 1
+        number = self._counts[phase, place]
+        self._counts[phase, place] += 1
         if self.fault is None:
             self.found.append(Opportunity(phase, number, self.step, self.micro_batch, place))
             return False
-        return self.fired is None and (self.fault.at.phase, self.fault.at.number) == (phase, number)
+        at = self.fault.at
+        return self.fired is None and (at.phase, at.place, at.number) == (phase, place, number)
 
     def strike(self, phase: str, place: str = "") -> None:
         """Raise if this is the opportunity."""

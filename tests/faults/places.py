@@ -23,6 +23,7 @@ from tests.promises.resumable import Remembering
 class Struck(SAMTrainer):
     """Every phase of a step is an opportunity for `injector`, which a subclass sets."""
 
+    carried = ("injector", "completed", "at_start", "at_step", "saved", "_descents")
     injector: Injector
     completed = 0  # optimizer steps
     at_start: tuple[int, list[torch.Tensor]] | None = None  # completed steps and weights when training starts (again)

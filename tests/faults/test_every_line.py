@@ -68,18 +68,17 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "PIECE", 1500)
 
 
-@pytest.mark.slow
-def test_an_interrupt_at_any_line_of_the_way_up_or_back_leaves_the_weights_where_they_were(tmp_path: Path) -> None:
-    assert not list(interrupted(Setting("bert", "sam", "batch"), tmp_path, phases=LINES[1:3]))
-
-
 @pytest.mark.parametrize(
-    "setting",
-    [
-        pytest.param(Setting("resnet", "asam", "micro_batch"), marks=pytest.mark.slow),
-        pytest.param(Setting("lora", "remembering", "batch"), marks=pytest.mark.everything),
-    ],
+    "file", [pytest.param("perturbation.py ", marks=pytest.mark.slow), pytest.param("", marks=pytest.mark.everything)]
 )
+def test_an_interrupt_at_any_line_of_the_way_up_or_back_leaves_the_weights_where_they_were(
+    file: str, tmp_path: Path
+) -> None:
+    assert not list(interrupted(Setting("bert", "sam", "batch"), tmp_path, phases=LINES[1:3], function=file))
+
+
+@pytest.mark.everything
+@pytest.mark.parametrize("setting", [Setting("resnet", "asam", "micro_batch"), Setting("lora", "remembering", "batch")])
 def test_an_interrupt_at_any_line_of_a_step_leaves_the_weights_where_they_were(
     setting: Setting, tmp_path: Path
 ) -> None:
