@@ -14,7 +14,7 @@ from torch import Tensor
 from hf_sam._checks import is_count
 from hf_sam.radius.schedules import Radius
 from hf_sam.step_context import StepContext
-from hf_sam.variants.asam import ETA, is_scaled, scale_of
+from hf_sam.variants.asam import ETA, is_scaled, scales_of
 from hf_sam.variants.base import Length
 from hf_sam.vectors.vectors import accumulation_dtype, chunks, contiguous_as, dot, global_norm, sums
 
@@ -232,7 +232,8 @@ def size_along(
 
 def _square_through(w: Tensor, v: Tensor, eta: float) -> Tensor | float:
     """Return ||T v||^2 of one tensor. One at a time, in at least float32: 16 bits round T, and may overflow."""
-    tv = [scale_of(w, eta, dtype=accumulation_dtype([w, v])).mul_(v)]
+    tv = scales_of([w], eta, dtype=accumulation_dtype([w, v]))
+    tv[0].mul_(v)
     return dot(tv, tv)
 
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from hf_sam.sharpness.loss_function import LossFunction
-from hf_sam.variants.asam import is_scaled, scale_of
+from hf_sam.variants.asam import is_scaled, scales_of
 
 
 def scales(loss_function: LossFunction, adaptive: bool) -> Tensor | None:
     """Return T of the norm ||T^-1 eps||, a vector: that of ASAM where `adaptive`; None for 1."""
     if not adaptive:
         return None
-    pieces = [scale_of(p) if is_scaled(p) else torch.ones_like(p) for p in loss_function.parameters]
+    pieces = [scales_of([p])[0] if is_scaled(p) else torch.ones_like(p) for p in loss_function.parameters]
     return torch.cat([piece.reshape(-1) for piece in pieces]).to(loss_function.dtype)
 
 

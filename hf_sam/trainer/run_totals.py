@@ -89,10 +89,7 @@ class RunTotals:
         if not own:
             return cls()
         names = {f.name for f in fields(cls)}
-        numbers = all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in own.values()
-        )
-        if own.keys() != names or not numbers:
+        if own.keys() != names or not all(map(_is_number, own.values())):
             raise ValueError(f"the totals of the run are {own}, not one number for each of {sorted(names)}")
         return cls(**own)
 

@@ -20,16 +20,22 @@ def is_scaled(param: Tensor) -> bool:
     return param.dim() >= 2
 
 
-def scale_of(w: Tensor, eta: float = ETA, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the diagonal of T_w, |w| + eta, for one scaled parameter or a piece of one, in new memory.
+def scales_of(w: list[Tensor], eta: float = ETA, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Return the diagonal of T_w, |w| + eta, for scaled parameters or pieces of them, in new memory and few launches.
 
     Args:
-        w: the weights.
+        w: the weights, any number of tensors.
         eta: added to |w|, >= 0.
-        dtype: in which eta is added, and of the result; that of `w` by default.
+        dtype: in which eta is added, and of the result; that of each tensor by default.
+
+    Returns:
+        One tensor for each, of its shape.
     """
-    size = w.detach().abs()
-    return (size if dtype is None else size.to(dtype)).add_(eta)
+    if not w:
+        return []
+    sizes = [size if dtype is None else size.to(dtype) for size in torch._foreach_abs([t.detach() for t in w])]
+    torch._foreach_add_(sizes, eta)
+    return sizes
 
 
 class ASAM(Variant):
@@ -73,7 +79,7 @@ class ASAM(Variant):
         grads, squares = contiguous_as(params, grads), []
         for owners, w, g in chunks(params, grads):
             scaled = [i for i, p in enumerate(owners) if self.scales(p)]
-            g_scaled, t = [g[i] for i in scaled], self._t([w[i] for i in scaled])
+            g_scaled, t = [g[i] for i in scaled], scales_of([w[i] for i in scaled], self.eta)
             if t:
                 torch._foreach_mul_(g_scaled, t)
             squares.append(dot(g, g))
@@ -85,18 +91,10 @@ class ASAM(Variant):
     def recover_gradient_(self, params: list[Tensor], w: list[Tensor], epsilon: list[Tensor]) -> bool:
         """Divide epsilon by T^2. Where T is zero (eta = 0, w = 0) nothing can move, and zero stays."""
         scaled = [i for i, p in enumerate(params) if self.scales(p)]
-        e, t = [epsilon[i] for i in scaled], self._t([w[i] for i in scaled])
+        e, t = [epsilon[i] for i in scaled], scales_of([w[i] for i in scaled], self.eta)
         if t:
             torch._foreach_mul_(t, t)
             torch._foreach_div_(e, t)
         if t and self.eta == 0:
             write_(e, as_vector(e).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
         return True
-
-    def _t(self, w: list[Tensor]) -> list[Tensor]:
-        """Return `scale_of` these weights, in few launches."""
-        if not w:
-            return []
-        t = list(torch._foreach_abs(w))
-        torch._foreach_add_(t, self.eta)
-        return t
