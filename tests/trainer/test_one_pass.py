@@ -214,6 +214,18 @@ def test_a_loop_that_is_told_to_stop_in_the_middle_of_a_step_ends_with_the_weigh
     assert trainer.count == 2
 
 
+def test_after_train_every_micro_batch_brings_the_weights_back(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.train()
+    before = bits(trainer.model.parameters())
+    batch = trainer.data_collator([trainer.train_dataset[n] for n in range(4)])
+    trainer.accelerator.gradient_state._set_sync_gradients(False)  # others of the step would follow
+    with mock.patch.object(Perturbation, "apply", autospec=True, side_effect=Perturbation.apply) as apply:
+        trainer.training_step(trainer.model, batch)
+    assert apply.call_count == 1
+    assert same_bits(bits(trainer.model.parameters()), before)
+
+
 FILES = ("one_pass.py", "perturbation.py", "training_step.py", "trainer.py", "run_state.py", "micro_batches.py")
 
 
