@@ -68,8 +68,8 @@ def may_stay(step: Any) -> bool:
     """
     trainer, run, window = step.trainer, step.run, step.window
     if run.known_loop is None:
-        run.known_loop = run.in_train and has_known_loop(trainer)
-    if not run.known_loop or run.engine.relists:
+        run.known_loop = has_known_loop(trainer)
+    if not (run.in_train and run.known_loop) or run.engine.relists:
         return False
     if window.passes >= trainer.current_gradient_accumulation_steps:
         window.spills = True  # the rest of it comes in another epoch: count no more

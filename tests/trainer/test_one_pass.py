@@ -220,6 +220,7 @@ def test_after_train_every_micro_batch_brings_the_weights_back(tmp_path: Path) -
     before = bits(trainer.model.parameters())
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(4)])
     trainer.accelerator.gradient_state._set_sync_gradients(False)  # others of the step would follow
+    trainer.current_gradient_accumulation_steps, trainer.control.should_training_stop = ACCUMULATION, False
     with mock.patch.object(Perturbation, "apply", autospec=True, side_effect=Perturbation.apply) as apply:
         trainer.training_step(trainer.model, batch)
     assert apply.call_count == 1
