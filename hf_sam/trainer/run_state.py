@@ -122,8 +122,6 @@ class RunState:
             TypeError: if one is of the wrong type.
         """
         self.config = config_of(trainer.args)
-        if trainer.state.global_step == 0:  # of an attempt that was given up before (auto_find_batch_size)
-            self.averages = Averages()
         self.field_values = copy.deepcopy([getattr(trainer.args, name) for name in FIELDS])
         mixing = GradientMixing(self.config.sam_sharpness_weight, self.config.sam_renormalise)
         self.mixing = mixing if mixing.changes else UNMIXED

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hf_sam import SAMConfig
+from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.trainer.run_totals import RunTotals
 from tests.promises.runs import trainer_for
 
@@ -99,3 +99,17 @@ def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
     resumed = trainer_for("bert", tmp_path, sam=SAMConfig(), **settings)
     assert resumed.train(resume_from_checkpoint=str(path.parent)).metrics["sam/run_perturbed"] == 1.0
+
+
+def test_steps_of_an_attempt_that_was_given_up_are_not_counted(tmp_path: Path) -> None:
+    class Crowded(SAMTrainer):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == 2 and len(inputs["labels"]) > 3:
+                raise RuntimeError("CUDA out of memory.")
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    settings = {"auto_find_batch_size": True, "per_device_train_batch_size": 4, "max_steps": 3}
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.05), classes=(SAMTrainer, Crowded), **settings)
+    trainer.train()
+    assert trainer._train_batch_size <= 3
+    assert trainer._sam.averages.totals.steps == trainer.state.global_step == 3
