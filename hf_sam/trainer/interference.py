@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -107,18 +108,48 @@ def watched(trainer: Any, plain_step: Callable[..., Tensor], params: list[Tensor
         return plain_step
 
     def step_and_compare(*args: Any, **kwargs: Any) -> Tensor:
+        backward, seen = trainer.accelerator.backward, []
+
+        def compared(*args: Any, **kwargs: Any) -> None:
+            seen.append(True)
+            before_backward = _fingerprint(params)
+            backward(*args, **kwargs)
+            _refuse_updates(params, hooked, before_backward)
+
         before = _fingerprint(params)
-        loss = plain_step(*args, **kwargs)
-        changed = (_fingerprint(params) != before).any(1).tolist()
-        moved = [p for p, is_new in zip(params, changed, strict=True) if is_new]
-        # A forward pass may write into some weights (`max_norm` of an embedding), an optimizer writes into all.
-        by_hook = [p for p in moved if id(p) in hooked]
-        if by_hook or (moved and len(moved) >= sum(p.grad is not None for p in params)):
-            name = f"A hook of the model (`{_hooks_of(by_hook[0])}`)" if by_hook else "A hook of the model"
-            raise NotImplementedError(UPDATES_IN_BACKWARD.format(name=name))
+        with _replaced(trainer.accelerator, "backward", compared):
+            loss = plain_step(*args, **kwargs)
+        if not seen:  # a trainer that calls the loss's own `backward`: a forward pass may have written as well
+            _refuse_updates(params, hooked, before)
         return loss
 
     return step_and_compare
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Let an attribute be another one inside."""
+    missing = object()
+    before = vars(owner).get(name, missing)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is missing:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def _refuse_updates(params: list[Tensor], hooked: set[int], before: Tensor) -> None:
+    """Raise if weights are not what they were, and a hook can have made them so."""
+    changed = (_fingerprint(params) != before).any(1).tolist()
+    moved = [p for p, is_new in zip(params, changed, strict=True) if is_new]
+    # A forward pass may write into some weights (`max_norm` of an embedding), an optimizer writes into all.
+    by_hook = [p for p in moved if id(p) in hooked]
+    if by_hook or (moved and len(moved) >= sum(p.grad is not None for p in params)):
+        name = f"A hook of the model (`{_hooks_of(by_hook[0])}`)" if by_hook else "A hook of the model"
+        raise NotImplementedError(UPDATES_IN_BACKWARD.format(name=name))
 
 
 def _hooks_of(p: Tensor) -> str | None:

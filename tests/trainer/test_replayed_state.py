@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
-from hf_sam import SAMConfig, SAMTrainerMixin
+from hf_sam import SAMConfig, SAMTrainer, SAMTrainerMixin
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -180,3 +180,66 @@ def test_a_named_object_is_replayed(tmp_path: Any) -> None:
     plain = trained(Globally, Net, tmp_path)
     sharp = trained(Named, Net, tmp_path, SAMConfig(rho=0.0, sam_check_repeatable="error"))
     assert torch.equal(plain.model.head.weight, sharp.model.head.weight)
+
+
+class EarlyLearning:
+    """Early-learning regularisation (Liu et al. 2020): running targets for each example, moved by each call."""
+
+    def __init__(self, count: int) -> None:
+        self.targets = torch.zeros(count, 3)
+
+    def __call__(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        rows, labels = labels[:, 0], labels[:, 1]
+        shares = outputs["logits"].softmax(1)
+        self.targets[rows] = 0.7 * self.targets[rows] + 0.3 * shares.detach()
+        agreement = (self.targets[rows] * shares).sum(1)
+        return cross_entropy(outputs["logits"], labels) + 3 * (1 - agreement.clamp(max=0.99)).log().mean()
+
+
+def test_targets_of_each_example_are_moved_once(tmp_path: Any) -> None:
+    def run(cls: type, **kwargs: Any) -> tuple[nn.Module, EarlyLearning]:
+        set_seed(0)
+        data = [{"x": torch.randn(4), "labels": torch.tensor([i, i % 3])} for i in range(24)]
+        options = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "learning_rate": 0.1, "optim": "sgd"}
+        quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+        loss, model = EarlyLearning(24), Net()
+        args = TrainingArguments(str(tmp_path), **options, **quiet)
+        cls(model, args, train_dataset=data, compute_loss_func=loss, data_collator=together, **kwargs).train()
+        return model, loss
+
+    def together(rows: list[Any]) -> dict[str, Tensor]:
+        return {"x": torch.stack([r["x"] for r in rows]), "labels": torch.stack([r["labels"] for r in rows])}
+
+    (plain, moved), (sharp, found) = run(Trainer), run(SAMTrainer, sam_config=SAMConfig(rho=0.0))
+    assert moved.targets.abs().sum() > 1
+    assert torch.equal(moved.targets, found.targets)
+    assert all(torch.equal(p, q) for p, q in zip(plain.parameters(), sharp.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_prompts_that_write_into_their_batch_and_weights_train_as_in_the_plain_trainer(tmp_path: Any) -> None:
+    """CPT adds to the types of the tokens in its forward pass, and projects its embeddings there."""
+    peft = pytest.importorskip("peft")
+    size = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 32, "n_positions": 32}
+    prompt = {"cpt_token_ids": [1, 2, 3, 4], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1, 2, 3, 4]}
+    weighted = {"opt_weighted_loss_type": "decay", "opt_projection_epsilon": 0.2, "opt_projection_format_epsilon": 0.1}
+    found = []
+    for sam in (None, SAMConfig(rho=0.0, sam_check_repeatable="error"), SAMConfig(rho=0.05)):
+        set_seed(0)
+        config = peft.CPTConfig(task_type="CAUSAL_LM", **prompt, **weighted)
+        model = peft.get_peft_model(GPT2LMHeadModel(GPT2Config(**size)), config)
+        ids = torch.randint(5, 32, (16, 8))
+        kinds = {
+            "attention_mask": torch.ones(8, dtype=torch.long),
+            "input_type_mask": torch.tensor([1, 2, 2, 3, *[4] * 4]),
+        }
+        data = [{"input_ids": row, "labels": row.clone(), **{k: v.clone() for k, v in kinds.items()}} for row in ids]
+        quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+        args = TrainingArguments(str(tmp_path), max_steps=3, learning_rate=0.1, remove_unused_columns=False, **quiet)
+        cls, kwargs = (Trainer, {}) if sam is None else (SAMTrainer, {"sam_config": sam})
+        start = torch.cat([p.detach().flatten().clone() for p in model.parameters() if p.requires_grad])
+        cls(model, args, train_dataset=data, **kwargs).train()
+        found.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
+        assert not torch.equal(found[-1], start)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
