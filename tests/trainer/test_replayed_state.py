@@ -221,7 +221,7 @@ def test_prompts_that_write_into_their_batch_and_weights_train_as_in_the_plain_t
     """CPT adds to the types of the tokens in its forward pass, and projects its embeddings there."""
     peft = pytest.importorskip("peft")
     size = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 32, "n_positions": 32}
-    prompt = {"cpt_token_ids": [1, 2, 3, 4], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1, 2, 3, 4]}
+    prompt = {"cpt_token_ids": [1, 2, 3, 4], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1, 2, 3, 3]}
     weighted = {"opt_weighted_loss_type": "decay", "opt_projection_epsilon": 0.2, "opt_projection_format_epsilon": 0.1}
     found = []
     for sam in (None, SAMConfig(rho=0.0, sam_check_repeatable="error"), SAMConfig(rho=0.05)):
@@ -231,7 +231,7 @@ def test_prompts_that_write_into_their_batch_and_weights_train_as_in_the_plain_t
         ids = torch.randint(5, 32, (16, 8))
         kinds = {
             "attention_mask": torch.ones(8, dtype=torch.long),
-            "input_type_mask": torch.tensor([1, 2, 2, 3, *[4] * 4]),
+            "input_type_mask": torch.tensor([1, 2, 2, 3, 1, 1, 2, 1]),
         }
         data = [{"input_ids": row, "labels": row.clone(), **{k: v.clone() for k, v in kinds.items()}} for row in ids]
         quiet = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
