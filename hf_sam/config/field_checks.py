@@ -47,7 +47,10 @@ def check_fields(config: Any) -> None:
 
 
 def _check_numbers(config: Any) -> None:
-    default = VARIANTS[config.sam_variant].default_rho if config.sam_variant != PLAIN else 0.0
+    variant = VARIANTS.get(config.sam_variant)  # None for the plain Trainer
+    default = variant.default_rho if variant is not None else 0.0
+    if config.rho is None and variant is not None and variant.auto_by_default and config.rho_schedule == "constant":
+        config.rho = AUTO
     if config.rho != AUTO:
         given = default if config.rho is None else _number_or(AUTO, "rho", config.rho)
         config.rho = check_number("SAMConfig", "rho", given, least=0)

@@ -14,12 +14,12 @@ logger = logging.getLogger(__name__)
 PRESETS: dict[str, dict[str, Any]] = {
     # One pass.
     "free": {"sam_variant": "momentum", "rho": "auto"},
-    # A quarter of the ascent pass, and none while the learning rate warms up.
-    "fast": {"sam_variant": "sam", "rho": "auto", "ascent_fraction": 0.25, "sam_start": "warmup"},
-    # Two whole passes at each step.
+    # A quarter of the ascent pass.
+    "fast": {"sam_variant": "sam", "rho": "auto", "ascent_fraction": 0.25},
+    # Two whole passes once the loss falls.
     "full": {"sam_variant": "sam", "rho": "auto"},
-    # For LoRA, in one pass.
-    "lora": {"sam_variant": "nbar", "rho_schedule": "linear"},
+    # The same for the adapters of LoRA, which are small: two passes, too.
+    "lora": {"sam_variant": "sam", "rho": "auto"},
 }
 """Settings by the name in `SAMConfig.preset`. The README has what each costs and what it gained."""
 

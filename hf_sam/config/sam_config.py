@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +12,10 @@ from hf_sam.config.field_checks import check_fields
 from hf_sam.config.near_misses import naming_near_misses
 from hf_sam.config.presets import preset_settings
 from hf_sam.gate import WARMUP, Gate, make_test
-from hf_sam.radius.auto import AutoRise, AutoSize
+from hf_sam.radius.auto import Auto
 from hf_sam.radius.controllers import make_radius
 from hf_sam.radius.schedules import AUTO, Radius
-from hf_sam.variants import ASAM, VARIANTS, Variant, make_variant
+from hf_sam.variants import VARIANTS, Variant, make_variant
 
 
 @naming_near_misses
@@ -27,8 +26,8 @@ class SAMConfig:
     The same fields are in `SAMTrainingArguments`, where they are command line options and reach the trackers.
 
     Args:
-        rho: radius of the perturbation, in the units of the weights' Euclidean norm, >= 0; "auto" to have it found,
-            with plain steps in the first four epochs; None for the variant's default.
+        rho: radius of the perturbation, in the units of the weights' Euclidean norm, >= 0; "auto" to have it follow the
+            fall of the loss; None for the variant's default, which is "auto" for sam, asam and momentum.
         sam_variant: name of the variant, or "none"; "flat_lora" and "bi_lora" are experimental.
         sam_variant_kwargs: options of the variant; a mapping, or a JSON object as a string.
         sam_scope: which data shares one perturbation.
@@ -67,7 +66,8 @@ class SAMConfig:
         default=None,
         metadata={
             "help": "Radius of the perturbation (Foret et al. 2021): a Euclidean norm over all perturbed weights, "
-            ">= 0, or auto; around 0.01 to 0.2 for sam, 0.2 to 1.0 for asam. The variant's default if left out."
+            ">= 0, or auto; around 0.01 to 0.2 for sam, 0.2 to 1.0 for asam. If left out: auto for sam, asam and "
+            "momentum where rho_schedule is constant, else the variant's default."
         },
     )
     sam_variant: str = field(
@@ -194,13 +194,7 @@ def radius_of(config: SAMConfig) -> Radius:
     """Return a new instance of the radius that `config` describes."""
     if config.rho == AUTO:
         variant = variant_of(config)
-        if variant.passes != "two":
-            return AutoSize(variant.auto_strength, scale_free=variant.scale_free)
-        own_t: dict[str, Any] = {"eta": variant.eta, "scales": variant.scales} if isinstance(variant, ASAM) else {}
-        # The noise of a gradient from a share f of the examples is 1 / sqrt(f) times as long, and rho is divided by its
-        # norm: this gives rho the length that it would have with all of them.
-        strength = variant.auto_strength / math.sqrt(config.ascent_fraction)
-        return AutoRise(strength, scale_free=variant.scale_free, **own_t)
+        return Auto(variant.auto_strength, scale_free=variant.scale_free)
     return make_radius(float(config.rho or 0.0), config.rho_schedule, _mapping(config.rho_schedule_kwargs))
 
 

@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType
 
 from hf_sam.config.sam_config import SAMConfig, variant_of
 from hf_sam.engines.deepspeed import refuse_deepspeed
+from hf_sam.radius.schedules import AUTO
 from hf_sam.variants import VARIANTS
 from hf_sam.vectors.shards import is_dtensor
 
@@ -45,7 +46,7 @@ STATIC_GRAPH = (
 )
 FLATTENED = (
     "FSDP1 flattens the parameters, and `{what}` needs their shapes. Use FSDP2 (fsdp_version: 2, as in "
-    "scripts/accelerate/fsdp2.yaml), or sam_variant='sam'."
+    "scripts/accelerate/fsdp2.yaml), or sam_variant='sam' with a number for rho."
 )
 WHOLE_STEPS = (
     "Under DeepSpeed a step is two passes over all examples and parameters, so `{what}` cannot be. Use DDP or FSDP2 "
@@ -128,9 +129,10 @@ def _refuse_sharded(trainer: Any, config: SAMConfig) -> None:
     offload = plugin.cpu_offload  # a CPUOffload with a flag (FSDP1), or a policy (FSDP2)
     if getattr(offload, "offload_params", False) or type(offload).__name__ == "CPUOffloadPolicy":
         raise NotImplementedError(UNTESTED.format(what="FSDP with CPU offload", way_out="Train without offload"))
-    if plugin.fsdp_version == 1 and (config.sam_variant != "sam" or config.sam_parameters != "all"):
-        field = "sam_variant" if config.sam_variant != "sam" else "sam_parameters"
-        raise NotImplementedError(FLATTENED.format(what=f"{field}={getattr(config, field)!r}"))
+    shapeless = [("sam_variant", config.sam_variant == "sam"), ("sam_parameters", config.sam_parameters == "all")]
+    for field, without in (*shapeless, ("rho", config.rho != AUTO)):
+        if plugin.fsdp_version == 1 and not without:
+            raise NotImplementedError(FLATTENED.format(what=f"{field}={getattr(config, field)!r}"))
 
 
 def _refuse_whole_steps(config: SAMConfig) -> None:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A radius without tuning, from how much is learnt and how often the data were seen."""
+"""A radius without tuning, in sizes of the weights, from how far the loss has fallen."""
 
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -16,20 +15,20 @@ from hf_sam.radius.schedules import Radius
 from hf_sam.step_context import StepContext
 from hf_sam.variants.asam import ETA, is_scaled, scales_of
 from hf_sam.variants.base import Length
-from hf_sam.vectors.vectors import accumulation_dtype, chunks, contiguous_as, dot, global_norm, sums
+from hf_sam.vectors.vectors import accumulation_dtype, chunks, contiguous_as, dot, sums
 
 logger = logging.getLogger(__name__)
 
-PASSES = 20
-"""Passes over the training data until the perturbation has its whole length."""
-PLAIN_PASSES = 4
-"""Passes over the data in which all steps are plain: the gain would be too small for the cost."""
 PATIENCE = 20
-"""Most plain steps at the beginning of a run; a third of a shorter one."""
-IDLE = 0.01
-"""Where r (1 - r) is below this there is nothing to gain, and steps are plain ones."""
+"""Most plain steps at the beginning of a run, whose mean loss is L_0; a third of a shorter one."""
+BEGIN = 0.97
+"""Share of the first loss that has to be left for a perturbation to begin."""
+WHOLE = 0.7
+"""Share of the first loss at which the perturbation has its whole length."""
+REST = 0.01
+"""Share of the first loss below which there is nothing left to gain, and steps are plain ones."""
 CHECK = 10
-"""Steps from one look at whether there is to the next. Looking waits for the device."""
+"""Steps from one look at whether there is anything to gain to the next. Looking waits for the device."""
 
 NO_SHARE = (
     "`SAMConfig(rho='auto')` needs a loss that falls from above 0 towards 0, and the mean of the first %d is %.3g: no "
@@ -38,67 +37,57 @@ NO_SHARE = (
 
 
 class Auto(Radius):
-    """`rho="auto"`: how much there is to gain, from the losses; subclasses turn that into a length.
+    """`rho="auto"`: rho = strength * a(r) * ||T v|| / ||v||, where a(r) goes from 0 to 1 as the loss falls.
+
+    v is the direction of the variant (the clean gradient, or the momentum), T that of ASAM (see `hf_sam.variants.asam`)
+    and ||T v|| / ||v|| the size of the weights along it. A variant whose rho is in sizes of the weights, as ASAM's is,
+    takes strength * a(r) itself. To first order the loss of SAM then rises as ASAM's does at a rho of strength * a(r).
 
     r = L / L_0 in [0, 1] says how far training has got: L is the running mean of the loss, L_0 its mean over the first
     steps, which are plain steps. r is taken one standard error of its noise too high, as a share of itself, so that
     luck does not pass for progress. The noise is that from one of the first losses to the next (von Neumann 1941), so
-    their fall is not in it. While nothing is learnt (r = 1) there is no perturbation, so a plateau is left as the plain
-    Trainer leaves it. A perturbation that keeps the model from learning makes the loss rise, and so shrinks itself.
-    Where the data can be learnt to the end (r = 0), perturbations end too. Where a part of the loss stays, as with
-    wrong labels, perturbations stay. A step without a perturbation is a plain one, at a plain step's cost.
+    their fall is not in it.
 
-    The length is multiplied by min(1, passes / 20)^2, where passes is the number of passes over the data so far. What
-    is learnt fast is learnt as fast as without: only what is seen again and again can be learnt by heart, and how flat
-    a run ends is decided late in it (Zhou et al. 2025, arXiv:2410.10373). In the first four passes all steps are plain.
-    The factor is 1 if the number of passes is not known.
+    a(r) = (0.97 - r) / 0.27, between 0 and 1. While nothing is learnt there is no perturbation, so a plateau is left as
+    the plain Trainer leaves it, and a perturbation that keeps the model from learning makes the loss rise, and so
+    shrinks itself. What is learnt from there on may be learnt by heart. Where 0.01 of the first loss is left there is
+    nothing to gain. All steps without a perturbation are plain ones, at a plain step's cost, and so are those of the
+    learning rate's warm-up.
 
     Args:
         strength: a factor, > 0; the variant's own by default.
         scale_free: whether the variant's rho is measured in sizes of the weights, as ASAM's is.
         smoothing: weight of the past in the running mean of the loss, in [0, 1).
-        eta: of that variant's T, where `scale_free` (see `hf_sam.variants.asam`).
-        scales: which parameters that T scales.
     """
 
     needs_gradient = True
     needs_loss = True
 
-    def __init__(
-        self,
-        strength: float = 1.0,
-        *,
-        scale_free: bool = False,
-        smoothing: float = 0.95,
-        eta: float = ETA,
-        scales: Callable[[Tensor], bool] = is_scaled,
-    ) -> None:
+    def __init__(self, strength: float = 1.0, *, scale_free: bool = False, smoothing: float = 0.95) -> None:
         self.strength, self.scale_free, self.smoothing = strength, scale_free, smoothing
-        self.eta, self.scales = eta, scales
         self._steps, self._patience, self._idle = 0, PATIENCE, False
-        self._growth = 1.0  # of the step that `at` was asked about last
         # L_0, L and the noise of L; while L_0 is being measured, of the finite losses the number, the mean and the sum
         # of squares of the differences from each to the next.
         self._losses, self._last = torch.zeros(3), torch.zeros(())
 
     def at(self, context: StepContext) -> Length:
-        """Return what `length` makes of L and r; the number 0 for the first steps and where nothing is to be gained."""
+        """Return the length in sizes of the weights; the number 0 for plain steps."""
         if context.steps and self._steps < self._patience:
             # A gate that was closed so far has kept the length of the run from being known: no fewer than were counted.
             self._patience = max(self._steps + 1, min(PATIENCE, context.steps // 3))
-        passes = PASSES if context.passes is None else context.passes
-        self._growth = min(passes / PASSES, 1.0) ** 2
-        if self._idle or self._steps < self._patience or passes < PLAIN_PASSES:
+        if self._idle or self._steps < self._patience or context.step < context.warmup_steps:
             return 0.0
-        return self._now()
+        return self._length()
 
-    def _now(self) -> Tensor:
-        """Return the length at the step that `at` was asked about."""
-        return self._growth * self.strength * self.length(self._losses[1], self._left())
+    def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
+        """Return rho; only the direction of `grads` counts."""
+        del loss_scale
+        length = self._length()
+        return length if self.scale_free else length.to(grads[0].device) * size_along(params, grads)
 
-    @abstractmethod
-    def length(self, loss: Tensor, left: Tensor) -> Tensor:
-        """Return the length for L and r, 0-dim, not yet in the weights' units."""
+    def _length(self) -> Tensor:
+        """Return strength * a(r)."""
+        return self.strength * ((BEGIN - self._left()) / (BEGIN - WHOLE)).clamp(0, 1)
 
     def observe(self, loss: Tensor, rise: Tensor | None) -> None:
         """Take in the loss of a step; one that is not finite is passed over."""
@@ -113,8 +102,7 @@ class Auto(Radius):
         if self._steps == self._patience:
             self._losses = self._known()
         if self._steps > self._patience and (self._steps - self._patience) % CHECK == 0:
-            left = self._left()
-            self._idle = bool(left * (1 - left) < IDLE)
+            self._idle = not REST <= float(self._left()) < BEGIN
             if self._steps == self._patience + CHECK and not self._losses[0] > 0:
                 logger.warning(NO_SHARE, self._patience, self._losses[0].item())
 
@@ -155,47 +143,6 @@ class Auto(Radius):
         self._losses = checked_tensor(state, "losses", (3,))
         self._last = checked_tensor(state, "last", ()) if "last" in state else self._losses[1].clone()
         self._steps, self._patience, self._idle = int(state["steps"]), int(state["patience"]), state["idle"]
-
-
-class AutoRise(Auto):
-    """For variants that know the clean gradient g: rho = growth * strength * r (1 - r) * L / ||g||.
-
-    To first order the loss rises by the share r (1 - r) of itself, times the growth: a quarter at most, half way. The
-    rise is in units of the loss, so one number fits models of any size and scale, and adapters. For a variant whose rho
-    is in sizes of the weights the norm is ||T g||, with ASAM's T.
-    """
-
-    uses_loss_scale = True
-    for_one_pass = False
-
-    def length(self, loss: Tensor, left: Tensor) -> Tensor:
-        """Return r (1 - r) * L, the rise that is asked for."""
-        return left * (1 - left) * loss
-
-    def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
-        """Return the rise divided by the norm of g without its loss scale."""
-        norm = global_norm(grads, params)
-        if self.scale_free:
-            norm = norm * size_along(params, grads, eta=self.eta, scales=self.scales)
-        return self._now().to(norm.device) * loss_scale / norm
-
-
-class AutoSize(Auto):
-    """For variants without a clean gradient: rho = growth * strength * (4 r (1 - r))^2 * ||T v|| / ||v||.
-
-    v is the direction (the momentum), and ||T v|| / ||v||, with ASAM's T, is the size of the weights along it. Variants
-    whose rho is in such units already take 1 instead. L is the loss at the perturbed weights, the only one there is.
-    """
-
-    def length(self, loss: Tensor, left: Tensor) -> Tensor:
-        """Return (4 r (1 - r))^2, in sizes of the weights."""
-        del loss
-        return (4 * left * (1 - left)).square()
-
-    def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
-        """Return rho; only the direction of `grads` counts."""
-        length = self._now()
-        return length if self.scale_free else length.to(grads[0].device) * size_along(params, grads)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.engines import Engine, engine_for
 from hf_sam.parameters.choose import chosen
-from hf_sam.radius.auto import PASSES, PLAIN_PASSES
 from hf_sam.radius.learning_rates import LearningRates
-from hf_sam.radius.schedules import AUTO
 from hf_sam.step.gradient_mixing import UNMIXED, GradientMixing
 from hf_sam.step.replay import ChangedState
 from hf_sam.step_context import StepContext
@@ -33,12 +30,6 @@ from hf_sam.vectors.stochastic_rounding import StochasticRounding, seed_from
 from hf_sam.vectors.vectors import gradients
 
 logger = logging.getLogger(__name__)
-
-NOTHING_PERTURBED = (
-    "`SAMConfig(rho='auto')` perturbs from the end of epoch %d, with its whole length from that of epoch %d; "
-    "this run has %s and is plain training. Give a number, such as rho=0.05, to perturb from the start."
-)
-UNKNOWN_LENGTH = "data of unknown length, which are an epoch until they are repeated,"
 
 
 class RunState:
@@ -139,7 +130,6 @@ class RunState:
             self.window, self._trained, self._asked_about = None, None, None
             is_new = self.planner.follow(config)
         if is_new:
-            _warn_of_few_epochs(trainer, config)
             self.planner.variant.prepare(trainer.model.named_parameters())
             self.planner.variant.prepare_model(trainer.model)
             if isinstance(self.planner.variant, Regulariser):
@@ -236,11 +226,3 @@ class RunState:
             seen = torch.stack([torch.stack(part).sum() for part in (window.losses, window.rises) if part])
             loss, *rise = mean_over_processes(seen) if trainer.args.world_size > 1 else seen
             planner.radius.observe(loss, rise[0] if rise else None)
-
-
-def _warn_of_few_epochs(trainer: Any, config: SAMConfig) -> None:
-    epochs = trainer.state.num_train_epochs
-    if config.rho == AUTO and (1 <= epochs <= PLAIN_PASSES or epochs == sys.maxsize):
-        has = UNKNOWN_LENGTH if epochs == sys.maxsize else epochs
-        logger.warning(NOTHING_PERTURBED, PLAIN_PASSES, PASSES, has)
-        trainer._sam.told.add("nothing")  # which would be said once more when the run is over

@@ -55,6 +55,7 @@ class ASAM(Variant):
     """
 
     title = "ASAM"
+    auto_by_default = True
     default_rho = 0.5
     scale_free = True
     recovers_gradient = True

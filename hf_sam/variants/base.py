@@ -29,13 +29,14 @@ class Variant(ABC):
     Attributes:
         title: name for model cards and messages.
         citation: BibTeX of the paper.
-        default_rho: the radius where the user gives none.
+        default_rho: the radius where the user gives none, or of a schedule.
         passes: how many passes over the data a step takes: "two", "one" at perturbed weights, or one "plain" one.
         combines: whether `combine` mixes the two gradients; the step then keeps a copy of the clean one.
         recovers_gradient: whether `recover_gradient_` makes of epsilon a vector parallel to the clean gradient. The
             step then measures `sam/grad_cosine` without a copy of the clean gradient, which it has anyway where
             `combines`.
         remembers: whether it keeps state from step to step. All processes then have to see the same gradients.
+        auto_by_default: whether `rho="auto"` is what it takes where the user gives neither a rho nor a schedule.
         adapts_radius: whether rho is a length that `rho="auto"` can find.
         auto_strength: what `rho="auto"` aims for, in units of the weights along the direction.
         scale_free: whether rho is measured in units of the weights already, as ASAM's is.
@@ -53,8 +54,9 @@ class Variant(ABC):
     combines: ClassVar[bool] = False
     recovers_gradient: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    auto_by_default: ClassVar[bool] = False
     adapts_radius: ClassVar[bool] = True
-    auto_strength: ClassVar[float] = 1.0
+    auto_strength: ClassVar[float] = 0.5
     scale_free: bool = False
     filters: ClassVar[bool] = True
     off_in_warmup: ClassVar[bool] = False

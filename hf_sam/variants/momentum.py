@@ -52,8 +52,9 @@ class Momentum(OnePass):
     """
 
     title = "Momentum-SAM"
+    auto_by_default = True
     default_rho = 0.5
-    auto_strength = 2.0
+    auto_strength = 3.0
     off_in_warmup = True
     citation = """@inproceedings{becker2025momentumsam,
     title     = {Momentum-{SAM}: Sharpness Aware Minimization without Computational Overhead},

@@ -16,6 +16,7 @@ class SAM(Variant):
     """
 
     title = "SAM"
+    auto_by_default = True
     recovers_gradient = True
     citation = """@inproceedings{foret2021sharpnessaware,
     title     = {Sharpness-Aware Minimization for Efficiently Improving Generalization},

@@ -195,9 +195,11 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         SAMConfig.preset("cheap")
 
 
-@pytest.mark.parametrize(("variant", "rho"), [("sam", 0.05), ("asam", 0.5), ("gsam", 0.05)])
-def test_rho_left_out_is_the_directions_default(variant: str, rho: float) -> None:
+@pytest.mark.parametrize(("variant", "rho"), [("sam", "auto"), ("asam", "auto"), ("momentum", "auto"), ("gsam", 0.05)])
+def test_rho_left_out_is_the_directions_default(variant: str, rho: float | str) -> None:
     assert SAMConfig(sam_variant=variant).rho == rho
+    number = {"sam": 0.05, "asam": 0.5, "momentum": 0.5, "gsam": 0.05}[variant]
+    assert SAMConfig(sam_variant=variant, rho_schedule="linear").rho == number, "a schedule needs a number"
 
 
 @looped

@@ -28,7 +28,6 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_sam import SAMConfig, SAMTrainer
-from hf_sam.radius import auto
 from hf_sam.trainer import ascent_pass
 from tests.distributed import fsdp_on_cpu
 from tests.distributed.models import make_model
@@ -205,7 +204,6 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
 def main(jobs: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     fsdp_on_cpu.enable()
-    auto.PASSES = auto.PLAIN_PASSES = 1  # rho="auto" perturbs in runs of many epochs; those here are short
     rank = int(os.environ.get("RANK", "0"))
     for entry in json.loads(jobs.read_text()):
         job = Job(**entry)

@@ -98,7 +98,7 @@ def test_the_model_card_has_the_settings_the_citation_and_the_tag(tmp_path: Path
 
 
 def test_writing_the_card_twice_says_it_once(tmp_path: Path) -> None:
-    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(), max_steps=1)
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.05), max_steps=1)
     trainer.train()
     trainer.create_model_card()
     trainer.create_model_card(tags=["extra"])

@@ -105,7 +105,7 @@ def test_logs_after_a_callback_has_switched_sam_off_say_so(tmp_path: Any) -> Non
             if state.global_step == 2:
                 args.sam_variant = "none"
 
-    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(), max_steps=4, trainer_kwargs={"callbacks": [Off()]})
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.05), max_steps=4, trainer_kwargs={"callbacks": [Off()]})
     trainer.train()
     assert [entry["sam/perturbed"] for entry in training_logs(trainer)] == [1.0, 1.0, 0.0, 0.0]
     assert [entry["sam/grad_cosine"] == 1.0 for entry in training_logs(trainer)] == [False, False, True, True]

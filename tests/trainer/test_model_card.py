@@ -186,7 +186,7 @@ def test_a_folder_of_this_machine_is_no_base_model(tmp_path: Path) -> None:
 
 def test_the_card_of_adapters_keeps_the_tag(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    trainer = trainer_for("lora", tmp_path, sam=SAMConfig(), max_steps=1)
+    trainer = trainer_for("lora", tmp_path, sam=SAMConfig(rho=0.05), max_steps=1)
     trainer.model.base_model.model.config._name_or_path = str(tmp_path / "base")
     trainer.train()
     trainer.save_model()  # writes PEFT's card, over which the Trainer writes its own, and PEFT its tags again
@@ -202,7 +202,7 @@ def test_the_table_of_results_has_the_same_columns_after_a_resume(tmp_path: Path
     def made() -> Any:
         settings = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
         extra = {"compute_metrics": lambda _: {"accuracy": 0.123}, "eval_dataset": list(build("bert")[1])}
-        return trainer_for("bert", tmp_path, sam=SAMConfig(), max_steps=3, trainer_kwargs=extra, **settings)
+        return trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.05), max_steps=3, trainer_kwargs=extra, **settings)
 
     made().train()
     resumed = made()

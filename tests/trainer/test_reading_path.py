@@ -73,7 +73,7 @@ def test_a_steady_step_reads_like_the_paper(logging_steps: int, tmp_path: Path) 
 
 @pytest.mark.parametrize("settings", [{}, {"sam_scope": "micro_batch"}, {"gradient_accumulation_steps": 2}], ids=str)
 def test_one_process_with_whole_weights_enters_no_other_engine(settings: dict[str, Any], tmp_path: Path) -> None:
-    calls = counted(tmp_path, **settings)
+    calls = counted(tmp_path, rho=0.05, **settings)
     assert not [path for path in calls if path.startswith("engines/") or path == "vectors/shards.py"]
 
 
@@ -107,7 +107,7 @@ def test_settings_that_are_out_of_range_end_train_before_it_begins(tmp_path: Pat
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_sam_adds_one_attribute_to_the_trainer(trained: bool, tmp_path: Path) -> None:
-    sharp, plain = (trainer_for("bert", tmp_path, sam=sam, max_steps=2) for sam in (SAMConfig(), None))
+    sharp, plain = (trainer_for("bert", tmp_path, sam=sam, max_steps=2) for sam in (SAMConfig(rho=0.05), None))
     if trained:
         sharp.train(), plain.train()
     assert set(vars(sharp)) - set(vars(plain)) == {"_sam"}

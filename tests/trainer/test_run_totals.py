@@ -43,7 +43,7 @@ def test_a_checkpoint_without_totals_begins_them() -> None:
 
 
 def test_a_short_run_shows_its_numbers_once_with_the_default_settings(tmp_path: Path) -> None:
-    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(sam_start=0.5), max_steps=4, logging_steps=500)
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.05, sam_start=0.5), max_steps=4, logging_steps=500)
     with contextlib.redirect_stdout(io.StringIO()) as screen:
         output = trainer.train()
     (line,) = [line for line in screen.getvalue().splitlines() if "sam/" in line]
@@ -92,12 +92,12 @@ def test_a_resumed_run_says_what_the_whole_one_does(stopped_at: int, tmp_path: P
 @pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    trainer_for("bert", tmp_path, sam=SAMConfig(), **settings).train()
+    trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.05), **settings).train()
     path = tmp_path / "checkpoint-2" / "sam_state.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["values"] = {k: v for k, v in content["values"].items() if not k.startswith("totals.")}
     path.write_text(json.dumps(content), encoding="utf-8")
-    resumed = trainer_for("bert", tmp_path, sam=SAMConfig(), **settings)
+    resumed = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.05), **settings)
     assert resumed.train(resume_from_checkpoint=str(path.parent)).metrics["sam/run_perturbed"] == 1.0
 
 
