@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 from scripts.benchmarks import plot
 from scripts.benchmarks.evidence.bench_tables import words
 from scripts.benchmarks.evidence.flatness_tables import mean_and_spread
-from scripts.benchmarks.evidence.readme import markdown, with_tables
+from scripts.benchmarks.evidence.pages import markdown, with_tables
 from scripts.common.errors import UserError
 
 README = plot.ROOT / "README.md"
