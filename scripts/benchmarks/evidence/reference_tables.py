@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ def arguments(results: Path) -> list[str]:
 
 
 def _row(field: Field[Any], name: str) -> list[str]:
-    default = "" if field.default in (None, MISSING) else f"`{field.default}`"
-    return [f"`{name}`", _escaped(default), _escaped(field.metadata["help"])]
+    default = "" if field.default in (None, MISSING) else f"<code>{_in_cell(str(field.default))}</code>"
+    return [f"`{name}`", default, _in_cell(field.metadata["help"])]
 
 
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|")
+def _in_cell(text: str) -> str:
+    """Return a text that neither ends the cell of a table nor begins a tag."""
+    return html.escape(text, quote=False).replace("|", "&#124;")

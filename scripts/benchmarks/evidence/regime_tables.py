@@ -24,10 +24,10 @@ def regimes(results: Path) -> list[str]:
         plain = lines[regime["plain"]]
         best = f"{plain.best:.1f}" if plain.best is not None else ""
         losses = [loss_by_seed(runs, regime["task"], regime[side]).values() for side in ("plain", "one", "two")]
-        rows.append([regime["what"], str(len(plain.scores)), f"{plain.mean:.1f}", best])
+        rows.append([f"{regime['what']} (n = {len(plain.scores)})", f"{plain.mean:.1f}", best])
         rows[-1] += [_with_time(lines.get(regime[passes])) for passes in ("one", "two")]
         rows[-1].append(", ".join(f"{statistics.fmean(values):.2f}" if values else "-" for values in losses))
-    header = ["test accuracy (%)", "seeds", "AdamW", "best on its way", "one pass", "two passes", "test loss of the three"]
+    header = ["test accuracy (%)", "AdamW", "its best", "one pass", "two passes", "test loss"]
     return markdown(header, rows)
 
 
