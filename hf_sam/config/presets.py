@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # For LoRA, in one pass.
     "lora": {"sam_variant": "nbar", "rho_schedule": "linear"},
 }
-"""Settings by the name in `SAMConfig.preset`. The README has what each costs and what it gained."""
+"""Settings by the name in `SAMConfig.preset`. The documentation has what each costs and what it gained."""
 
 
 def preset_settings(name: str, changes: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+@cache
 def words() -> dict[str, Any]:
     """Return the texts of the tables."""
     found: dict[str, Any] = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
     return found
 
 
+@cache
 def costs(results: Path) -> dict[str, Any]:
     """Return what each case costs, by its name: of the setting with all cases, or of the 35M encoder before it."""
     folder, every = results / "bench", next(key for key, setting in SETTINGS.items() if setting.cases is None)

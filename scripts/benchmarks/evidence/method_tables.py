@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,34 @@ from scripts.benchmarks.common.paired import Paired, holm, mean_and_spread, pair
 from scripts.benchmarks.common.runs import read_runs
 from scripts.benchmarks.common.summaries import Line, Summary, points, score, summarise
 from scripts.benchmarks.evidence.pages import markdown
+from scripts.common.errors import UserError
 
 GRIDS = Path(__file__).resolve().parents[1] / "grids"
 
 
+@cache
 def read(results: Path, name: str) -> tuple[Grid, Summary]:
-    """Return a grid and the summary of its runs."""
+    """Return a grid and the summary of its runs, read once for all tables; not to be changed."""
     parsed = read_grid(GRIDS / f"{name}.yaml", Path())  # the data's folder is of no interest here
-    return parsed, summarise(parsed, read_runs(results / name / "runs"))
+    return parsed, summarise(parsed, runs_of(results, name))
+
+
+@cache
+def runs_of(results: Path, name: str) -> list[dict[str, Any]]:
+    """Return the runs of a grid, read once for all tables; not to be changed."""
+    return read_runs(results / name / "runs")
+
+
+def lines_of(results: Path, name: str, task: str) -> dict[str, Line]:
+    """Return the summary of one task of a grid.
+
+    Raises:
+        UserError: if it has no run.
+    """
+    _, summary = read(results, name)
+    if task not in summary:
+        raise UserError(f"there is no run of the task {task} in {results / name}.")
+    return summary[task]
 
 
 def scores(results: Path, name: str, tasks: str = "") -> list[str]:
@@ -60,10 +81,10 @@ def differences(results: Path, name: str, tasks: str = "") -> list[str]:
 
 
 def losses(results: Path, name: str, tasks: str = "") -> list[str]:
-    """Return the table of the loss on the evaluation set at the end of a run, and of its differences to the baseline."""
+    """Return the table of the loss on the evaluation set at the end of a run, and its differences to the baseline."""
     grid, summary = read(results, name)
     chosen = {task: lines for task, lines in summary.items() if task.startswith(tasks)}
-    runs = read_runs(results / name / "runs")
+    runs = runs_of(results, name)
     found = {(task, method): loss_by_seed(runs, task, method) for task in chosen for method in grid.methods}
     methods = [m for m in grid.methods if any(found[task, m] for task in chosen)]
     rows = [[m, *[mean_loss(found[task, m]) for task in chosen]] for m in methods]

@@ -7,20 +7,21 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmarks.common.runs import read_runs
 from scripts.benchmarks.common.summaries import Line
 from scripts.benchmarks.evidence.bench_tables import read as read_bench
 from scripts.benchmarks.evidence.bench_tables import words
-from scripts.benchmarks.evidence.method_tables import loss_by_seed, read
+from scripts.benchmarks.evidence.method_tables import lines_of, loss_by_seed, runs_of
 from scripts.benchmarks.evidence.pages import markdown
+
+Times = tuple[float, float | None, float | None]
+"""Seconds of a plain step, and what a step of one pass and one of two take of it."""
 
 
 def regimes(results: Path) -> list[str]:
     """Return the table of scores by regime: AdamW, a variant of one pass, one of two."""
     rows = []
     for regime in words()["regimes"]:
-        _, summary = read(results, regime["grid"])
-        lines, runs = summary[regime["task"]], read_runs(results / regime["grid"] / "runs")
+        lines, runs = lines_of(results, regime["grid"], regime["task"]), runs_of(results, regime["grid"])
         plain = lines[regime["plain"]]
         best = f"{plain.best:.1f}" if plain.best is not None else ""
         losses = [loss_by_seed(runs, regime["task"], regime[side]).values() for side in ("plain", "one", "two")]
@@ -44,20 +45,21 @@ def sizes(results: Path) -> list[str]:
         found = _of_runs(results, row) if "grid" in row else _of_bench(results, row)
         if found is not None:
             plain, one, two = found
-            rows.append([row["what"], f"{1000 * plain:,.0f} ms", f"{one:.2f}x", f"{two:.2f}x"])
+            cells = ["not run" if ratio is None else f"{ratio:.2f}x" for ratio in (one, two)]
+            rows.append([row["what"], f"{1000 * plain:,.0f} ms", *cells])
     return markdown(["", "plain step", "one pass", "two passes"], rows)
 
 
-def _of_runs(results: Path, row: dict[str, Any]) -> tuple[float, float, float]:
+def _of_runs(results: Path, row: dict[str, Any]) -> Times:
     """Return the seconds of a plain step and what the others take of it, in runs of a grid."""
-    runs = [run for run in read_runs(results / row["grid"] / "runs") if run["task"] == row["task"]]
-    _, summary = read(results, row["grid"])
-    lines, plain = summary[row["task"]], [r for r in runs if r["method"] == row["plain"] and "train_time" in r]
+    lines, cell = lines_of(results, row["grid"], row["task"]), (row["task"], row["plain"])
+    plain = [r for r in runs_of(results, row["grid"]) if (r["task"], r["method"]) == cell and "train_time" in r]
     seconds = statistics.median(run["train_time"] / run["steps"] for run in plain)
-    return seconds, lines[row["one"]].time or 0.0, lines[row["two"]].time or 0.0
+    one, two = (lines[row[side]].time if row[side] in lines else None for side in ("one", "two"))
+    return seconds, one, two
 
 
-def _of_bench(results: Path, row: dict[str, Any]) -> tuple[float, float, float] | None:
+def _of_bench(results: Path, row: dict[str, Any]) -> Times | None:
     """Return the same of a benchmark; None where it has not been run."""
     path = results / "bench" / row["bench"]
     if not path.exists():
