@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `hf-sam` of an installed hf_sam: which program was asked for?"""
+"""The command `hf-sam` of an installed hf_sam: run the program that its first argument names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rho should a run start with? A range test, like that of a learning rate finder, a minute long.
+"""Find the rho that a run should start with: a range test, like that of a learning rate finder, a minute long.
 
     python scripts/find_rho.py scripts/recipes/digits_noise_sam.yaml
     python scripts/find_rho.py --task sst2 --model_name_or_path google-bert/bert-base-uncased --sam_variant asam

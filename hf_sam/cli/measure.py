@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How flat is the loss around a checkpoint, and is one flatter than another? A table, figures, a report to turn around.
+"""Measure how flat the loss is around checkpoints, and compare them: a table, figures, a report to turn around.
 
     python scripts/measure.py outputs/digits-sam
     python scripts/measure.py adamw=runs/adamw sam=runs/sam --task sst2 --train_file train.parquet --examples 256

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has been understood, and what will be done? A page to read before the time is spent."""
+"""Say what has been understood and what will be done: a page to read before the time is spent."""
 
 from __future__ import annotations
 

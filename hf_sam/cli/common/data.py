@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do rows get in? Read files, folders and Hub datasets, and refuse what cannot be trained on."""
+"""Read files, folders and Hub datasets, and refuse what cannot be trained on."""
 
 from __future__ import annotations
 

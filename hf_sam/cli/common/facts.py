@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was decided while the data were read, for people to check before anything is trained?"""
+"""What was decided while the data were read, for people to check before anything is trained."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do images become pixels? Decode them once when they are few, on access when they are many."""
+"""Turn images into pixels: decode them once when they are few, on access when they are many."""
 
 from __future__ import annotations
 

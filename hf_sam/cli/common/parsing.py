@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do a recipe and the command line become arguments? Dataclass default < task default < recipe < command line."""
+"""Turn a recipe and the command line into arguments: dataclass default < task default < recipe < command line."""
 
 from __future__ import annotations
 

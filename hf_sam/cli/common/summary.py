@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came out? Numbers as JSON for programs, a page on the screen for people."""
+"""Say what came out: numbers as JSON for programs, a page on the screen for people."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do texts become tokens? Checked, cut to a length, and it is known how many were cut."""
+"""Turn texts into tokens: checked, cut to a length, and with a count of those that were cut."""
 
 from __future__ import annotations
 

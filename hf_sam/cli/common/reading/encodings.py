@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which characters are these bytes? A byte order mark says it, UTF-8 proves itself, and the rest is guessed aloud."""
+"""Decode bytes: a byte order mark says how, UTF-8 proves itself, and the rest is guessed aloud."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which image files can be read, and read right? Their headers are looked at before anything is trained."""
+"""Find the image files that cannot be read, or not read right: headers are looked at before anything is trained."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rows does a file hold? Read by its ending, in memory, by its very path, and without guessing a pattern."""
+"""Read the rows of a file: by its ending, in memory, by its very path, and without guessing a pattern."""
 
 from __future__ import annotations
 
