@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tune a Hugging Face classifier, or train one from scratch, with Sharpness-Aware Minimization.
 
-    python scripts/finetune.py                                       # a small ViT on scikit-learn's digits
-    python scripts/finetune.py scripts/recipes/digits_noise_sam.yaml --rho 0.2
-    accelerate launch scripts/finetune.py --task sst2 --model_name_or_path google-bert/bert-base-uncased --rho 0.05
+    hf-sam finetune                                                  # a small ViT on scikit-learn's digits
+    hf-sam finetune recipe.yaml --rho 0.2
+    hf-sam finetune --task text --train_file tickets.csv --model_name_or_path google-bert/bert-base-uncased
+    accelerate launch -m hf_sam finetune --task sst2 --model_name_or_path google-bert/bert-base-uncased --rho 0.05
 
 A recipe is a YAML file of arguments; the command line wins over it. `--sam_variant none` is the plain Trainer.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -36,23 +36,20 @@ from hf_sam.cli.common.fresh_dropout import FreshDropoutTrainer
 from hf_sam.cli.common.parsing import parse
 from hf_sam.cli.common.per_class import show_per_class
 from hf_sam.cli.common.processes import check_same, prepared_together
+from hf_sam.cli.common.programs import COMMAND, Names, run_program
 from hf_sam.cli.common.summary import finite, run_facts, show
 from hf_sam.cli.tasks import TASKS
 from hf_sam.cli.tasks.base import Task, hold_out
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; wrong input is one line on stderr and status 2."""
-    try:
-        script_args, training_args = parse(
-            sys.argv[1:] if argv is None else argv, {name: entry.defaults for name, entry in TASKS.items()}
-        )
-        finetune(script_args, training_args)
-    except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) <= 0:  # once, not once per process
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(argv: Sequence[str] | None = None, *, names: Names = COMMAND) -> int:
+    """Run the program; wrong input is one line on stderr and status 2."""
+    given = sys.argv[1:] if argv is None else argv
+
+    def run() -> None:
+        finetune(*parse(given, {name: entry.defaults for name, entry in TASKS.items()}, names=names))
+
+    return run_program(names.of("finetune"), run)
 
 
 def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
