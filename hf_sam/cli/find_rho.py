@@ -4,9 +4,9 @@
     hf-sam find-rho recipe.yaml
     hf-sam find-rho --task sst2 --model_name_or_path google-bert/bert-base-uncased --sam_variant asam
 
-Takes the recipe and the arguments of hf-sam finetune. Trains some plain steps, sees how far the loss rises at many radii on
-a few batches, and recommends the largest radius with a small rise. Nothing of that training is kept. The numbers go to
-<output_dir>/find_rho.json, the picture to <output_dir>/find_rho.png.
+Takes the recipe and the arguments of hf-sam finetune. Trains some plain steps, sees how far the loss rises at many
+radii on a few batches, and recommends the largest radius with a small rise. Nothing of that training is kept. The
+numbers go to <output_dir>/find_rho.json, the picture to <output_dir>/find_rho.png.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from transformers import set_seed
 
@@ -32,6 +31,7 @@ from hf_sam.cli.common.environment import environment
 from hf_sam.cli.common.errors import UserError, one_line
 from hf_sam.cli.common.parsing import PlainParser, parse
 from hf_sam.cli.common.programs import COMMAND, Names, run_program
+from hf_sam.cli.common.progress import parts_of_work, progress_bars
 from hf_sam.cli.common.range_plot import draw
 from hf_sam.cli.finetune import make_trainer
 from hf_sam.cli.tasks import TASKS
@@ -89,8 +89,9 @@ def _measured(options: argparse.Namespace, args: ScriptArguments, training: Any,
     if args.torch_threads is not None:
         torch.set_num_threads(args.torch_threads)
     set_seed(training.seed)
-    task = TASKS[args.task].build(args, training)
-    with Progress(console=Console(stderr=True), transient=True, disable=training.disable_tqdm) as bar:
+    with progress_bars(not training.disable_tqdm):
+        task = TASKS[args.task].build(args, training)
+    with parts_of_work(training) as bar:
         work = bar.add_task(f"{options.steps} plain steps, then {options.batches} batches", total=1.0)
         try:
             return find_rho(

@@ -6,7 +6,7 @@
 
 Takes checkpoints of one architecture, each as FOLDER or NAME=FOLDER (or a name on the Hub), and the arguments of
 hf-sam finetune that say which data: the loss is that of the training examples. All checkpoints see the same examples,
-tokenised for the first one. Writes report.json, report.html (no network is needed to open it) and figures into --report.
+tokenised for the first one. Writes report.json, report.html (which needs no network) and figures into --report.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from transformers import set_seed
 
@@ -31,6 +30,7 @@ from hf_sam.cli.common.flatness import COLUMNS, NORMAL, Measured, cell, interval
 from hf_sam.cli.common.flatness_report import write_figures, write_html
 from hf_sam.cli.common.parsing import PlainParser, parse
 from hf_sam.cli.common.programs import COMMAND, Names, run_program
+from hf_sam.cli.common.progress import parts_of_work, progress_bars
 from hf_sam.cli.tasks import TASKS
 from hf_sam.sharpness import SharpnessAnalyzer, add_to_card, compare
 
@@ -100,7 +100,8 @@ def _measured(options: argparse.Namespace, args: Any, training: Any) -> dict[str
     task: Any = None
     for name, path in options.named.items():
         set_seed(training.seed)
-        built = TASKS[args.task].build(replace(args, model_name_or_path=path), training)
+        with progress_bars(not training.disable_tqdm and task is None):  # the data are the same for all
+            built = TASKS[args.task].build(replace(args, model_name_or_path=path), training)
         models[name], task = built.model, task or built
     settings = {
         "batch_size": options.batch,
@@ -112,7 +113,7 @@ def _measured(options: argparse.Namespace, args: Any, training: Any) -> dict[str
     }
     found: dict[str, Measured] = {}
     try:
-        with Progress(console=Console(stderr=True), transient=True, disable=training.disable_tqdm) as bar:
+        with parts_of_work(training) as bar:
             for name, model in models.items():
                 found[name] = measure(SharpnessAnalyzer(model, task.train, **settings), options, bar, name)
             comparison = None

@@ -71,7 +71,7 @@ def test_the_user_decides_otherwise(values: list[Any], asked: str, kind: str, na
         ([1, 2, 3], ["all 3 labels are different", "--problem regression"]),
         ([1, "x", 1, "x"], ["mixed types", "numbers (row 0: 1)", "texts (row 1: 'x')"]),
         ([True, 3, True], ["mixed types", "true or false", "row 1"]),
-        ([7, 2_000_000, 7], ["2000000", "above 1,000,000", "--problem regression"]),
+        ([7, 2_000_000, 7], ["row 1", "2000000", "above 1,000,000", "--problem regression"]),
         ([2.5, 2.5], ["every label is 2.5"]),
         ([1.5, float("inf"), 2.5], ["row 1", "a number is needed"]),
     ],

@@ -78,8 +78,9 @@ def encode(values: Sequence[Any], target: Target, where: str) -> list[Any]:
         listed = one_line(", ".join(f"{name!r} ({count:,})" for name, count in unknown.most_common(8)), 150)
         known = one_line(", ".join(target.names), 150)
         raise UserError(
-            f"{where}, row {row}: labels that the training data lack: {listed}; there are {known}: "
-            "correct them, remove the rows, or add such rows to the training data."
+            f"{where}, row {row}: labels that {'the model' if target.trained else 'the training data'} lack"
+            f"{'s' if target.trained else ''}: {listed}; there are {known}: correct them, remove the rows, or "
+            + ("train on such rows, too." if target.trained else "add such rows to the training data.")
         )
     if target.kind == "classification":
         return [numbers[names[0]] for names in entries]

@@ -21,6 +21,7 @@ from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.errors import UserError, one_line
 from hf_sam.cli.common.help_text import HelpFormatter, into_groups
 from hf_sam.cli.common.programs import COMMAND, Names
+from hf_sam.cli.common.progress import wanted_by_default
 from hf_sam.config.presets import PRESETS, fields_of_preset
 
 # Where the script knows better than TrainingArguments' own defaults. A task may know better still.
@@ -190,6 +191,7 @@ def _check_two_sources(given: dict[str, Any]) -> None:
 def _derived(task: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Defaults that follow from what was given."""
     derived: dict[str, Any] = {"output_dir": f"outputs/{task}-{given.get('sam_variant', 'sam')}"}
+    derived["disable_tqdm"] = not wanted_by_default()
     if given.get("do_eval") is False:
         derived["eval_strategy"] = "no"
     if "early_stopping_patience" not in given and not given.get("load_best_model_at_end"):

@@ -30,6 +30,7 @@ class Target:
     numeric: bool = False  # labels are whole numbers, however they are written
     separator: str = "|"
     comma: bool = False  # decimals are written with a comma
+    trained: bool = False  # the classes are those of a model, not of training data
     warnings: list[str] = field(default_factory=list)
 
     def entries(self, value: Any) -> list[str]:
@@ -119,13 +120,19 @@ def _classes(
     draft.numeric = bool(parts) and names is None and all(_is_whole(part) for part in parts)
     counts = Counter(class_name(part) if draft.numeric else str(part) for part in parts)
     if draft.numeric and rule != f"--problem {kind}" and (large := max(map(int, counts))) > LARGEST_ID:
+        row = next(
+            row for row, value in enumerate(values) if str(large) in map(class_name, split_label(value, separator))
+        )
         raise UserError(
-            f"{where}: label {large} is above {LARGEST_ID:,}, so it is no class: "
+            f"{where}, row {row}: label {large} is above {LARGEST_ID:,}, so it is no class: "
             "add --problem regression to predict the number, or --problem classification if it is one."
         )
     draft.names = list(names) if names is not None else sorted(counts, key=int if draft.numeric else None)
     if len(counts) < (1 if kind == "multilabel" else 2):
-        raise UserError(f"{where} has labels of one class only ({', '.join(counts)}): at least 2 are needed.")
+        raise UserError(
+            f"{where} has labels of one class only ({', '.join(counts)}): at least 2 are needed "
+            "(--label_column names another column)."
+        )
     if kind == "classification" and len(counts) == len(values) > 2:
         number = ", or --problem regression if they are numbers to predict" if draft.numeric else ""
         raise UserError(

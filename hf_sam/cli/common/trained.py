@@ -26,10 +26,10 @@ def trained_target(config: Any, *, separator: str = "|") -> Target:
     """Return what a trained model predicts, to evaluate it or to predict with it."""
     kind = _KINDS.get(config.problem_type, "regression" if config.num_labels == 1 else "classification")
     if kind == "regression":
-        return Target(kind, [], "as the model was trained")
+        return Target(kind, [], "as the model was trained", trained=True)
     names = own_names(config) or [str(number) for number in range(config.num_labels)]
     numeric = all(name.isdigit() for name in names)
-    return Target(kind, names, "as the model was trained", numeric=numeric, separator=separator)
+    return Target(kind, names, "as the model was trained", numeric=numeric, separator=separator, trained=True)
 
 
 def agree_on_names(args: ScriptArguments, config: Any, target: Target) -> bool:

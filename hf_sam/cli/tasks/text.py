@@ -48,7 +48,9 @@ def build(args: ScriptArguments, training: Any) -> Task:
     sets = {}
     for split, values in texts.items():
         labels = found.labels.get(split)
-        sets[split], facts.lengths[split] = tokenize(values, labels, tokenizer, config, args.max_length)
+        sets[split], facts.lengths[split] = tokenize(
+            values, labels, tokenizer, config, args.max_length, what=f"{split} texts"
+        )
     model = load_model(args, AutoModelForSequenceClassification, config, new_head=found.new_head)
     return Task(
         name="text",
