@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import errno
-import json
 import resource
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,15 +57,11 @@ def test_what_each_library_raises_is_known(write: Callable[[Path], Any], tmp_pat
     ],
 )
 def test_other_errors_are_left_alone(error: Exception, is_full: bool, tmp_path: Path) -> None:
+    outer = RuntimeError("saving failed")
+    outer.__cause__ = error
+    assert is_full_disk(error) is is_full_disk(outer) is is_full
     with pytest.raises(UserError if is_full else type(error)), telling_of_full_disk(tmp_path):
         raise error
-    with pytest.raises(UserError if is_full else ValueError), telling_of_full_disk(tmp_path):
-        try:
-            raise error
-        except type(error) as cause:
-            if is_full:
-                raise RuntimeError("saving failed") from cause
-            raise ValueError("saving failed") from cause
 
 
 @pytest.mark.slow
@@ -116,12 +110,13 @@ def test_without_a_checkpoint_it_says_so_and_keeps_what_was_there(
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
 
 
+def _begin_and_fail(checkpoint: Path) -> None:
+    checkpoint.mkdir()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_damaged_checkpoint_of_an_earlier_run_is_left_alone(tmp_path: Path) -> None:
-    for name, content in (("checkpoint-1", "{"), ("checkpoint-2", json.dumps({}))):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "trainer_state.json").write_text(content, encoding="utf-8")
-    shutil.rmtree(tmp_path / "checkpoint-2")
+    (tmp_path / "checkpoint-1").mkdir()
     with pytest.raises(UserError, match="no checkpoint to go on from"), telling_of_full_disk(tmp_path):
-        (tmp_path / "checkpoint-2").mkdir()
-        raise OSError(errno.ENOSPC, "No space left on device")
+        _begin_and_fail(tmp_path / "checkpoint-2")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]

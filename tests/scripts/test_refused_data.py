@@ -62,7 +62,7 @@ def labelled(*labels: Any) -> bytes:
         ("x.csv", labelled(5, 2_000_000, 7), ["'label', row 1", "1,000,000", "--problem regression"]),
         ("x.json", json.dumps([{"text": 5, "label": "a"}, {"text": "b", "label": "b"}]).encode(),
          ["row 0", "'text' must be text, got 5"]),
-        ("x.csv", "text,label\nфильм хороший,a\nфильм плохой,b\n".encode("cp1251"), ["line 2", "neither", "--encoding"]),
+        ("x.csv", "text,label\nфильм хороший,a\nфильм,b\n".encode("cp1251"), ["line 2", "neither", "--encoding"]),
         ("x.parquet", as_parquet()[:-100], ["cannot be read", "copy it again"]),
         ("x.csv.gz", gzip.compress(as_csv(ROWS))[:-10], ["cannot be read", "copy it again"]),
         ("x.csv", as_csv([["", "a"], *ROWS]), ["row 0", "'text'", "--drop_empty_texts"]),
