@@ -18,6 +18,8 @@ from pathlib import Path
 # `python scripts/benchmarks/plot.py` puts its folder on the path, the imports below need the repository's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.parsing import PlainParser
 from scripts.benchmarks.evidence import (
     bench_tables,
     flatness_plot,
@@ -32,8 +34,6 @@ from scripts.benchmarks.evidence import (
     regime_tables,
 )
 from scripts.benchmarks.evidence.pages import check_places, pages, with_tables
-from scripts.common.errors import UserError
-from scripts.common.parsing import PlainParser
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
@@ -75,7 +75,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "regimes": regime_tables.regimes,
     "sizes": regime_tables.sizes,
     "settings": reference_tables.settings,
-    "arguments": reference_tables.arguments,
+    **reference_tables.arguments(),
     "side by side": preset_tables.side_by_side,
     "presets": preset_tables.presets,
     "radii": radii,

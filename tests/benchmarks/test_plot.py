@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks import plot
 from scripts.benchmarks.evidence.bench_tables import words
 from scripts.benchmarks.evidence.flatness_tables import mean_and_spread
 from scripts.benchmarks.evidence.pages import BLOCK, check_places, markdown, pages, with_tables
-from scripts.common.errors import UserError
 
 DOCS = plot.ROOT / "docs"
 RESULTS = plot.RESULTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.common.environment import environment
+from hf_sam.cli.common.environment import environment
 
 
 def test_versions_of_what_is_compared_with_are_recorded() -> None:

@@ -9,12 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks.common.grids import Grid, read_grid
 from scripts.benchmarks.common.paired import Paired, holm, mean_and_spread, paired
 from scripts.benchmarks.common.runs import read_runs
 from scripts.benchmarks.common.summaries import Line, Summary, points, score, summarise
 from scripts.benchmarks.evidence.pages import markdown
-from scripts.common.errors import UserError
 
 GRIDS = Path(__file__).resolve().parents[1] / "grids"
 

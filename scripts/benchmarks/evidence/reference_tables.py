@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hf_sam import SAMConfig
+from hf_sam.cli.common.arguments import ScriptArguments
+from hf_sam.cli.common.help_text import SAM, group_names
 from scripts.benchmarks.evidence.pages import markdown
-from scripts.common.arguments import ScriptArguments
 
 
 def settings(results: Path) -> list[str]:
@@ -19,10 +22,16 @@ def settings(results: Path) -> list[str]:
     return markdown(["field", "default", "meaning"], [_row(field, field.name) for field in fields(SAMConfig)])
 
 
-def arguments(results: Path) -> list[str]:
-    """Return the arguments of `finetune.py` beside those of `SAMTrainingArguments`; `results` is not used."""
+def arguments() -> dict[str, Callable[[Path], list[str]]]:
+    """Return the tables of `hf-sam finetune`'s arguments beside the Trainer's and SAM's, a group of its help each."""
+    return {
+        f"arguments {title}": partial(_arguments, names=names) for title, names in group_names().items() if title != SAM
+    }
+
+
+def _arguments(results: Path, *, names: list[str]) -> list[str]:
     del results
-    rows = [_row(field, f"--{field.name}") for field in fields(ScriptArguments)]
+    rows = [_row(field, f"--{field.name}") for field in fields(ScriptArguments) if field.name in names]
     return markdown(["argument", "default", "meaning"], rows)
 
 

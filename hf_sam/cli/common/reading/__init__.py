@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn the files that people have into rows."""
