@@ -28,7 +28,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-distributed test-all test-everything test-floor lint format bench results gpu clean
+.PHONY: help setup run test test-slow test-distributed test-all test-everything test-floor lint docs format bench results gpu clean
 
 # Nothing here needs the network once the packages are installed.
 test test-% run bench results: export HF_HUB_OFFLINE = 1
@@ -64,10 +64,14 @@ test-floor: $(STAMP_LOWEST)  ## test-all with the lowest supported versions (lar
 	@$(VENV_LOWEST)/bin/python -m pytest $(PARALLEL) -m "not distributed and not everything" $(PYTEST_ARGS)
 	@$(VENV_LOWEST)/bin/python -m pytest -m "$(DISTRIBUTED)" $(PYTEST_ARGS)
 
-lint: $(STAMP)  ## style, format and types
+lint: $(STAMP)  ## style, format, types, and the documentation
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/mypy
+	@$(MAKE) --no-print-directory docs
+
+docs: $(STAMP)  ## the documentation into site/, strictly and without a network
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet  # the variable: no advertisement of a successor
 
 format: $(STAMP)  ## let ruff fix what it can
 	@$(VENV)/bin/ruff check --fix .
@@ -78,7 +82,7 @@ bench: $(STAMP)  ## time and memory of a step against a plain one and against ot
 	@$(VENV)/bin/python scripts/benchmarks/bench_peers.py
 	@if [ -f "$(SST2)" ]; then $(VENV)/bin/python scripts/benchmarks/bench_flatness.py --data "$(SST2)"; fi
 
-results: $(STAMP)  ## the README's tables and figures from the result files; then a small grid, end to end
+results: $(STAMP)  ## the tables and figures of README.md and docs; then a small grid, end to end
 	@$(VENV)/bin/python scripts/benchmarks/plot.py
 	@$(VENV)/bin/python scripts/benchmarks/compare.py scripts/benchmarks/grids/small.yaml
 
@@ -89,7 +93,7 @@ gpu: $(STAMP)  ## with a CUDA device, under 10 minutes a stage: make gpu STAGE=s
 	  --output scripts/benchmarks/results/gpu_$(STAGE) --minutes 8 || [ $$? = 1 ]; fi  # 1: there is more to run
 
 clean:  ## remove the virtual environments, build files and caches; outputs stay
-	@rm -rf $(VENV) $(VENV_LOWEST) build dist *.egg-info .bench .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rm -rf $(VENV) $(VENV_LOWEST) build dist site *.egg-info .bench .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find hf_sam scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call install,python,venv,constraints,extras)
@@ -102,7 +106,7 @@ define install
 endef
 
 $(STAMP): pyproject.toml constraints.txt
-	$(call install,$(PYTHON),$(VENV),constraints.txt,$(strip cli,test,dev))
+	$(call install,$(PYTHON),$(VENV),constraints.txt,$(strip cli,test,dev,docs))
 
 $(STAMP_ENGINES): $(STAMP)
 	$(call install,$(PYTHON),$(VENV),constraints.txt,deepspeed)

@@ -8,4 +8,4 @@ import sys
 from hf_sam.cli.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(command="python -m hf_sam"))

@@ -250,12 +250,6 @@ def test_everything_public_has_a_docstring(module: str) -> None:
     assert not list(undocumented(MODULES[module]))
 
 
-def test_every_public_name_is_in_the_readme() -> None:
-    names = public_names(MODULES[PACKAGE])
-    assert names
-    assert not missing_from((ROOT / "README.md").read_text(encoding="utf-8"), names)
-
-
 def test_tracked_files_name_no_machine_and_leave_nothing_undone() -> None:
     texts = {path: path.read_bytes().decode("utf-8", "ignore") for path in tracked_files()}
     assert not {str(path.relative_to(ROOT)): found for path, text in texts.items() if (found := list(unwanted(text)))}

@@ -1,44 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `hf-sam` of an installed hf_sam: which program was asked for?"""
+"""The command `hf-sam` of an installed hf_sam: run the program that its first argument names."""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+
+from hf_sam.cli.common.programs import Names, run_program
 
 PROGRAMS = {
     "finetune": "fine-tune a model, or train one from scratch",
     "find-rho": "find the radius that a run should start with",
     "measure": "measure how flat the loss is around checkpoints",
 }
-WITHOUT_EXTRA = 'hf-sam %s needs the package %r: pip install "hf-sam[cli]"'
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, command: str = "hf-sam") -> int:
     """Run the program that the first argument names; returns its status, 2 for wrong input."""
     given = list(sys.argv[1:] if argv is None else argv)
     if not given or given[0] in {"-h", "--help"}:
-        print("\n".join(["usage: hf-sam PROGRAM [recipe.yaml] [--argument value ...]", "", *_lines()]))
+        print("\n".join([f"usage: {command} PROGRAM [--argument value ...]", "", *_lines(), "", *_more(command)]))
         return 0 if given else 2
     name, *rest = given
     if name not in PROGRAMS:
-        print(f"error: hf-sam knows {', '.join(PROGRAMS)}, got {name!r}.", file=sys.stderr)
+        close = difflib.get_close_matches(name, PROGRAMS, n=1)
+        guess = f", did you mean {close[0]!r}?" if close else "."
+        print(f"error: {command} knows {', '.join(PROGRAMS)}, got {name!r}{guess}", file=sys.stderr)
         return 2
-    try:
-        program = importlib.import_module(f"hf_sam.cli.{name.replace('-', '_')}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "hf_sam":
-            raise
-        print("error: " + WITHOUT_EXTRA % (name, error.name), file=sys.stderr)
-        return 2
-    status = program.main(rest)
-    if name == "finetune":
-        from hf_sam.cli.common.processes import part
+    names, status = Names(command), 0
 
-        part()
-    return int(status)
+    def run() -> None:
+        nonlocal status
+        program = importlib.import_module(f"hf_sam.cli.{name.replace('-', '_')}")
+        status = program.main(rest, names=names)
+        if name == "finetune":
+            from hf_sam.cli.common.processes import part
+
+            part()
+
+    return run_program(names.of(name), run) or status
 
 
 def _lines() -> list[str]:
     return [f"  {name:10} {what}" for name, what in PROGRAMS.items()]
+
+
+def _more(command: str) -> list[str]:
+    return [f"{command} PROGRAM --help lists the arguments of each."]

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rho should a run start with? A range test, like that of a learning rate finder, a minute long.
+"""Find the rho that a run should start with: a range test, like that of a learning rate finder, a minute long.
 
-    python scripts/find_rho.py scripts/recipes/digits_noise_sam.yaml
-    python scripts/find_rho.py --task sst2 --model_name_or_path google-bert/bert-base-uncased --sam_variant asam
+    hf-sam find-rho recipe.yaml
+    hf-sam find-rho --task sst2 --model_name_or_path google-bert/bert-base-uncased --sam_variant asam
 
-Takes the recipe and the arguments of finetune.py. Trains some plain steps, sees how far the loss rises at many radii on
-a few batches, and recommends the largest radius with a small rise. Nothing of that training is kept. The numbers go to
-<output_dir>/find_rho.json, the picture to <output_dir>/find_rho.png.
+Takes the recipe and the arguments of hf-sam finetune. Trains some plain steps, sees how far the loss rises at many
+radii on a few batches, and recommends the largest radius with a small rise. Nothing of that training is kept. The
+numbers go to <output_dir>/find_rho.json, the picture to <output_dir>/find_rho.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from transformers import set_seed
 
@@ -32,31 +30,32 @@ from hf_sam.cli.common.checkpoints import check_links, check_output_dir
 from hf_sam.cli.common.environment import environment
 from hf_sam.cli.common.errors import UserError, one_line
 from hf_sam.cli.common.parsing import PlainParser, parse
+from hf_sam.cli.common.programs import COMMAND, Names, run_program
+from hf_sam.cli.common.progress import parts_of_work, progress_bars
 from hf_sam.cli.common.range_plot import draw
 from hf_sam.cli.finetune import make_trainer
 from hf_sam.cli.tasks import TASKS
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; wrong input is one line on stderr and status 2."""
-    try:
-        options, script_args, training_args = _parsed(sys.argv[1:] if argv is None else list(argv))
-        result = _measured(options, script_args, training_args)
+def main(argv: Sequence[str] | None = None, *, names: Names = COMMAND) -> int:
+    """Run the program; wrong input is one line on stderr and status 2."""
+    given = sys.argv[1:] if argv is None else list(argv)
+
+    def run() -> None:
+        options, script_args, training_args = _parsed(given, names)
+        result = _measured(options, script_args, training_args, names)
         _write(options, script_args, training_args, result)
-    except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) <= 0:  # once, not once per process
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    _show(result, options)
-    return 0
+        _show(result, options)
+
+    return run_program(names.of("find-rho"), run)
 
 
-def _parsed(argv: list[str]) -> tuple[argparse.Namespace, ScriptArguments, Any]:
+def _parsed(argv: list[str], names: Names) -> tuple[argparse.Namespace, ScriptArguments, Any]:
     parser = PlainParser(
-        prog="find_rho.py",
-        usage="find_rho.py [recipe.yaml] [--argument value ...]",
-        description=__doc__,
-        epilog="And everything that finetune.py takes:",
+        prog=names.of("find-rho"),
+        usage=f"{names.of('find-rho')} [recipe.yaml] [--argument value ...]",
+        description=names.in_text(__doc__ or ""),
+        epilog=f"And everything that {names.of('finetune')} takes:",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         add_help=False,
@@ -70,15 +69,17 @@ def _parsed(argv: list[str]) -> tuple[argparse.Namespace, ScriptArguments, Any]:
     if {"-h", "--help"} & set(argv):
         parser.print_help()
     options, rest = parser.parse_known_args(argv)
-    script_args, training = parse(rest, {name: entry.defaults for name, entry in TASKS.items()})
+    script_args, training = parse(rest, {name: entry.defaults for name, entry in TASKS.items()}, names=names)
     options.plot = options.plot or Path(training.output_dir) / "find_rho.png"
     options.json = options.json or Path(training.output_dir) / "find_rho.json"
     return options, script_args, training
 
 
-def _measured(options: argparse.Namespace, args: ScriptArguments, training: Any) -> RangeTest:
+def _measured(options: argparse.Namespace, args: ScriptArguments, training: Any, names: Names) -> RangeTest:
     if training.resume_from_checkpoint:
-        raise UserError("--resume_from_checkpoint is not for find_rho.py: give the folder as --model_name_or_path.")
+        raise UserError(
+            f"--resume_from_checkpoint is not for {names.of('find-rho')}: give the folder as --model_name_or_path."
+        )
     # Only the training data are needed, and nothing leaves this machine.
     training.do_train, training.do_eval, training.do_predict = True, False, False
     training.eval_strategy, training.load_best_model_at_end = "no", False
@@ -88,8 +89,9 @@ def _measured(options: argparse.Namespace, args: ScriptArguments, training: Any)
     if args.torch_threads is not None:
         torch.set_num_threads(args.torch_threads)
     set_seed(training.seed)
-    task = TASKS[args.task].build(args, training)
-    with Progress(console=Console(stderr=True), transient=True, disable=training.disable_tqdm) as bar:
+    with progress_bars(not training.disable_tqdm):
+        task = TASKS[args.task].build(args, training)
+    with parts_of_work(training) as bar:
         work = bar.add_task(f"{options.steps} plain steps, then {options.batches} batches", total=1.0)
         try:
             return find_rho(

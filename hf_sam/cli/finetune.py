@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tune a Hugging Face classifier, or train one from scratch, with Sharpness-Aware Minimization.
 
-    python scripts/finetune.py                                       # a small ViT on scikit-learn's digits
-    python scripts/finetune.py scripts/recipes/digits_noise_sam.yaml --rho 0.2
-    accelerate launch scripts/finetune.py --task sst2 --model_name_or_path google-bert/bert-base-uncased --rho 0.05
+    hf-sam finetune                                                  # a small ViT on scikit-learn's digits
+    hf-sam finetune recipe.yaml --rho 0.2
+    hf-sam finetune --task text --train_file tickets.csv --model_name_or_path google-bert/bert-base-uncased
+    accelerate launch -m hf_sam finetune --task sst2 --model_name_or_path google-bert/bert-base-uncased --rho 0.05
 
 A recipe is a YAML file of arguments; the command line wins over it. `--sam_variant none` is the plain Trainer.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from hf_sam import SAMTrainer
 from hf_sam.cli.common.arguments import ScriptArguments
@@ -31,28 +31,32 @@ from hf_sam.cli.common.checkpoints import (
     clear_output_dir,
     find_checkpoint,
 )
+from hf_sam.cli.common.clock import TrainingClock, seconds_before, where_it_goes_on
 from hf_sam.cli.common.errors import HUB_ERROR, UserError, one_line
 from hf_sam.cli.common.fresh_dropout import FreshDropoutTrainer
+from hf_sam.cli.common.full_disk import telling_of_full_disk
 from hf_sam.cli.common.parsing import parse
 from hf_sam.cli.common.per_class import show_per_class
 from hf_sam.cli.common.processes import check_same, prepared_together
+from hf_sam.cli.common.programs import COMMAND, Names, run_program
+from hf_sam.cli.common.progress import progress_bars
 from hf_sam.cli.common.summary import finite, run_facts, show
+from hf_sam.cli.common.trackers import check_trackers
 from hf_sam.cli.tasks import TASKS
 from hf_sam.cli.tasks.base import Task, hold_out
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; wrong input is one line on stderr and status 2."""
-    try:
-        script_args, training_args = parse(
-            sys.argv[1:] if argv is None else argv, {name: entry.defaults for name, entry in TASKS.items()}
-        )
-        finetune(script_args, training_args)
-    except UserError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) <= 0:  # once, not once per process
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(argv: Sequence[str] | None = None, *, names: Names = COMMAND) -> int:
+    """Run the program; wrong input is one line on stderr and status 2."""
+    given = sys.argv[1:] if argv is None else argv
+
+    def run() -> None:
+        args, training = parse(given, {name: entry.defaults for name, entry in TASKS.items()}, names=names)
+        check_trackers(training)
+        with progress_bars(not training.disable_tqdm), telling_of_full_disk(Path(training.output_dir)):
+            finetune(args, training)
+
+    return run_program(names.of("finetune"), run)
 
 
 def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
@@ -73,6 +77,7 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
         hold_out(task, args.hold_out)
         if checkpoint is not None:
             check_same_model(checkpoint, task.model)
+            task.facts.goes_on = where_it_goes_on(checkpoint)
     check_same(training, "the checkpoint to resume from", checkpoint)
     if _announce(args, training, task):
         return {}
@@ -95,7 +100,7 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
 
 def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer:
     """Put the task into a trainer."""
-    callbacks = []
+    callbacks: list[TrainerCallback] = [TrainingClock()]
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     evaluation = {name: split.data for name, split in task.evaluation.items()}
@@ -148,7 +153,8 @@ def _train(trainer: SAMTrainer, task: Task, checkpoint: Path | None) -> dict[str
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     trainer.save_state()
-    return _save(trainer, "train", {**output.metrics, "train_cpu_time": cpu_time, "train_samples": len(task.train)})
+    metrics = {**output.metrics, "train_cpu_time": cpu_time, "train_samples": len(task.train)}
+    return _save(trainer, "train", metrics | seconds_before(trainer))
 
 
 def _evaluate(trainer: SAMTrainer, task: Task) -> dict[str, Any]:
@@ -161,6 +167,7 @@ def _predict(trainer: SAMTrainer, task: Task, folder: Path) -> dict[str, Any]:
     for name, split in task.test.items():
         output = trainer.predict(split.data, metric_key_prefix=f"test_{name}" if name else "test")
         results |= output.metrics
+        results["predictions"] = [*results.get("predictions", []), str(folder / split.file_name)]
         if trainer.is_world_process_zero():
             task.write_predictions(split, output.predictions, folder)
     return _save(trainer, "predict", results)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How flat is the loss around a checkpoint, and is one flatter than another? A table, figures, a report to turn around.
+"""Measure how flat the loss is around checkpoints, and compare them: a table, figures, a report to turn around.
 
-    python scripts/measure.py outputs/digits-sam
-    python scripts/measure.py adamw=runs/adamw sam=runs/sam --task sst2 --train_file train.parquet --examples 256
+    hf-sam measure outputs/digits-sam
+    hf-sam measure adamw=runs/adamw sam=runs/sam --task sst2 --train_file train.parquet --examples 256
 
-Takes checkpoints of one architecture, each as FOLDER or NAME=FOLDER (or a name on the Hub), and what finetune.py takes
-to say which data: the loss is that of the training examples. All checkpoints see the same examples, tokenised for the
-first one. Writes report.json, report.html (no network is needed to open it) and figures into --report.
+Takes checkpoints of one architecture, each as FOLDER or NAME=FOLDER (or a name on the Hub), and the arguments of
+hf-sam finetune that say which data: the loss is that of the training examples. All checkpoints see the same examples,
+tokenised for the first one. Writes report.json, report.html (which needs no network) and figures into --report.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from transformers import set_seed
 
@@ -30,29 +29,31 @@ from hf_sam.cli.common.errors import UserError, one_line
 from hf_sam.cli.common.flatness import COLUMNS, NORMAL, Measured, cell, interval, measure, metric_of, ways
 from hf_sam.cli.common.flatness_report import write_figures, write_html
 from hf_sam.cli.common.parsing import PlainParser, parse
+from hf_sam.cli.common.programs import COMMAND, Names, run_program
+from hf_sam.cli.common.progress import parts_of_work, progress_bars
 from hf_sam.cli.tasks import TASKS
 from hf_sam.sharpness import SharpnessAnalyzer, add_to_card, compare
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the script; wrong input is one line on stderr and status 2."""
-    try:
-        options, script_args, training = _parsed(sys.argv[1:] if argv is None else list(argv))
+def main(argv: Sequence[str] | None = None, *, names: Names = COMMAND) -> int:
+    """Run the program; wrong input is one line on stderr and status 2."""
+    given = sys.argv[1:] if argv is None else list(argv)
+
+    def run() -> None:
+        options, script_args, training = _parsed(given, names)
         found = _measured(options, script_args, training)
         _write(options, found)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    _show(options, found)
-    return 0
+        _show(options, found)
+
+    return run_program(names.of("measure"), run)
 
 
-def _parsed(argv: list[str]) -> tuple[argparse.Namespace, Any, Any]:
+def _parsed(argv: list[str], names: Names) -> tuple[argparse.Namespace, Any, Any]:
     parser = PlainParser(
-        prog="measure.py",
-        usage="measure.py CHECKPOINT [CHECKPOINT ...] [--argument value ...]",
-        description=__doc__,
-        epilog="And finetune.py's arguments for the data: --task, --train_file, --max_length, ...",
+        prog=names.of("measure"),
+        usage=f"{names.of('measure')} CHECKPOINT [CHECKPOINT ...] [--argument value ...]",
+        description=names.in_text(__doc__ or ""),
+        epilog=f"And the arguments of {names.of('finetune')} for the data: --task, --train_file, --max_length, ...",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -75,7 +76,7 @@ def _parsed(argv: list[str]) -> tuple[argparse.Namespace, Any, Any]:
         parser.print_help()
         raise SystemExit(0)
     options, rest = parser.parse_known_args(argv)
-    script_args, training = parse(rest, {name: entry.defaults for name, entry in TASKS.items()})
+    script_args, training = parse(rest, {name: entry.defaults for name, entry in TASKS.items()}, names=names)
     options.named, options.metric = _named(options.checkpoints), metric_of(TASKS[script_args.task].defaults)
     return options, script_args, training
 
@@ -99,7 +100,8 @@ def _measured(options: argparse.Namespace, args: Any, training: Any) -> dict[str
     task: Any = None
     for name, path in options.named.items():
         set_seed(training.seed)
-        built = TASKS[args.task].build(replace(args, model_name_or_path=path), training)
+        with progress_bars(not training.disable_tqdm and task is None):  # the data are the same for all
+            built = TASKS[args.task].build(replace(args, model_name_or_path=path), training)
         models[name], task = built.model, task or built
     settings = {
         "batch_size": options.batch,
@@ -111,7 +113,7 @@ def _measured(options: argparse.Namespace, args: Any, training: Any) -> dict[str
     }
     found: dict[str, Measured] = {}
     try:
-        with Progress(console=Console(stderr=True), transient=True, disable=training.disable_tqdm) as bar:
+        with parts_of_work(training) as bar:
             for name, model in models.items():
                 found[name] = measure(SharpnessAnalyzer(model, task.train, **settings), options, bar, name)
             comparison = None

@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The same for the adapters of LoRA, which are small: two passes, too.
     "lora": {"sam_variant": "sam", "rho": "auto"},
 }
-"""Settings by the name in `SAMConfig.preset`. The README has what each costs and what it gained."""
+"""Settings by the name in `SAMConfig.preset`. The documentation has what each costs and what it gained."""
 
 
 def preset_settings(name: str, changes: dict[str, Any]) -> dict[str, Any]:

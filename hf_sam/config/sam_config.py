@@ -159,7 +159,7 @@ class SAMConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> SAMConfig:
-        """Return one of the combinations that were measured: "free", "fast", "full" or "lora" (see the README).
+        """Return one of the combinations that were measured: "free", "fast", "full" or "lora" (see docs/choose.md).
 
         Args:
             name: of the preset.

@@ -26,9 +26,9 @@ WORDS = ("rho", "sam_start")
 class SAMTrainingArguments(NoticesPlainTrainer, SAMConfig, TrainingArguments):
     """`TrainingArguments` with the fields of `SAMConfig`, for scripts and `HfArgumentParser`.
 
+    It takes every argument of `transformers.TrainingArguments`, `output_dir` first, and every field of `SAMConfig`.
+
     Args:
-        output_dir: and every other argument of `transformers.TrainingArguments`.
-        rho: and every other field of `SAMConfig`.
         preset: name of a combination (`SAMConfig.preset`). Settings that are given beside it win, and that is said. A
             parser gives all of them: there, those that are not at their default win.
 

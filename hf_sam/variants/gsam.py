@@ -54,7 +54,7 @@ class GSAM(Variant):
 
     @torch.no_grad()
     def combine(self, clean: list[Tensor], perturbed: list[Tensor]) -> list[Tensor]:
-        """Return h - alpha * g_perp, in the memory of h; h as it is where <g, h> / <h, h> is not a number."""
+        """Return h - alpha * g_perp, in the memory of h; h as it is where the factor of h is not a number."""
         params, self._params = self._params or clean, None
         g, h = contiguous_as(params, clean), contiguous_as(params, perturbed)
         # <h, h> is computed as <g, h> is, so that where h = g their ratio is 1.

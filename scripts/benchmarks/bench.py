@@ -198,7 +198,8 @@ def measure(key: str, options: argparse.Namespace, folder: str) -> dict[str, Any
     rows = {name: rows[name] for name in options.cases}
     show(setting.title, rows)
     settings = {"setting": key, "title": setting.title, "rounds": options.rounds or setting.rounds}
-    return {"settings": settings, "threads": options.threads, "environment": environment(), "results": rows}
+    found = environment("pytorch-optimizer")
+    return {"settings": settings, "threads": options.threads, "environment": found, "results": rows}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     show(rows, cost, options)
     results = {
         "settings": {"examples": options.examples, "batch": options.batch, "rounds": options.rounds},
-        "environment": environment(),
+        "environment": environment("curvlinops-for-pytorch", "hessian-eigenthings", "PyHessian"),
         "gradients_per_product": cost,
         "results": rows,
     }

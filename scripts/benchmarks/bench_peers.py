@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = {
         "settings": {k: v for k, v in vars(options).items() if k not in ("output", "alone", "in_turns")},
         "parameters": weights // 4,
-        "environment": environment(),
+        "environment": environment("pytorch-optimizer"),
         "results": rows,
         "checks": survived,
     }

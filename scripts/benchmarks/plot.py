@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw the README's figures and write its tables, from the files in scripts/benchmarks/results alone (`make results`).
+"""Write the tables of README.md and docs, and draw their figures (`make results`).
 
 python scripts/benchmarks/plot.py
-python scripts/benchmarks/plot.py --check     # change nothing; status 1 if a table of the README differs
+python scripts/benchmarks/plot.py --check     # change nothing; status 1 if a table differs
+
+What was measured comes from the files in scripts/benchmarks/results alone, settings and arguments from the code.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 # `python scripts/benchmarks/plot.py` puts its folder on the path, the imports below need the repository's.
@@ -27,8 +30,10 @@ from scripts.benchmarks.evidence import (
     preset_tables,
     radius_plot,
     radius_table,
+    reference_tables,
+    regime_tables,
 )
-from scripts.benchmarks.evidence.readme import with_tables
+from scripts.benchmarks.evidence.pages import check_places, pages, with_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
@@ -39,14 +44,14 @@ def radii(results: Path) -> list[str]:
     return radius_table.table(*radius_table.read(results))
 
 
-def draw_radii(results: Path) -> None:
+def draw_radii(results: Path, path: Path) -> None:
     """Draw the same."""
     grid, found = radius_table.read(results)
-    radius_plot.draw(grid.titles, found, results / "rho_auto" / "auto.png")
+    radius_plot.draw(grid.titles, found, path)
 
 
 def of_grid(name: str, tasks: str = "") -> dict[str, Callable[[Path], list[str]]]:
-    """Return the tables of scores and differences of a grid's tasks, by their names in the README."""
+    """Return the tables of scores and differences of a grid's tasks, by their names in the pages."""
     title = f"{name} {tasks}".strip()
     return {
         title: lambda results: method_tables.scores(results, name, tasks),
@@ -54,17 +59,29 @@ def of_grid(name: str, tasks: str = "") -> dict[str, Callable[[Path], list[str]]
     }
 
 
-def draw_noise(results: Path) -> None:
+def of_variants() -> dict[str, Callable[[Path], list[str]]]:
+    """Return the tables of cost and the citations of the library's variants, by their names in the pages."""
+    names = list(bench_tables.words()["variants"])
+    costs = {f"variant {name}": partial(bench_tables.variant, name=name) for name in names}
+    return costs | {f"citation {name}": partial(bench_tables.citation, name=name) for name in names}
+
+
+def draw_noise(results: Path, path: Path) -> None:
     """Draw what is left of the accuracy where labels are wrong."""
-    noise_plot.draw(*method_tables.read(results, "noise"), results / "noise" / "noise.png")
+    noise_plot.draw(*method_tables.read(results, "noise"), path)
 
 
 TABLES: dict[str, Callable[[Path], list[str]]] = {
+    "regimes": regime_tables.regimes,
+    "sizes": regime_tables.sizes,
+    "settings": reference_tables.settings,
+    **reference_tables.arguments(),
     "side by side": preset_tables.side_by_side,
     "presets": preset_tables.presets,
     "radii": radii,
     "find_rho": preset_tables.find_rho,
     "variants": bench_tables.variants,
+    **of_variants(),
     "savings": bench_tables.savings,
     "limits": bench_tables.limits,
     "flatness": flatness_tables.flatness,
@@ -73,31 +90,42 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     **of_grid("noise", "fashion"),
     **of_grid("noise", "cifar10"),
     **of_grid("glue"),
+    "glue losses": lambda results: method_tables.losses(results, "glue"),
     **of_grid("lora"),
+    "lora losses": lambda results: method_tables.losses(results, "lora"),
     **of_grid("ablations"),
     "peers": peer_tables.peers,
     "peers survived": peer_tables.survived,
 }
-"""By the name between the marks in the README."""
+"""By the name between the marks in a page."""
 
-FIGURES: list[Callable[[Path], None]] = [draw_radii, draw_noise, flatness_plot.draw]
+FIGURES: dict[str, Callable[[Path, Path], None]] = {
+    "auto.png": draw_radii,
+    "noise.png": draw_noise,
+    "landscape.png": flatness_plot.draw,
+}
+"""By the name of the file in docs/evidence."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write tables and figures; wrong input is one line on stderr and status 2."""
     parser = PlainParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the text with the tables")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder with README.md and docs")
     parser.add_argument("--check", action="store_true", help="only say whether the tables are up to date")
     try:
         options = parser.parse_args(argv)
-        before = options.readme.read_text(encoding="utf-8")
-        after = with_tables(before, {name: table(options.results) for name, table in TABLES.items()})
+        before = {path: path.read_text(encoding="utf-8") for path in pages(options.root)}
+        check_places(before.values(), TABLES)
+        tables = {name: table(options.results) for name, table in TABLES.items()}
+        after = {path: with_tables(text, tables) for path, text in before.items()}
         if options.check:
             return int(after != before)
-        for draw in FIGURES:
-            draw(options.results)
-        options.readme.write_text(after, encoding="utf-8")
+        for name, draw in FIGURES.items():
+            draw(options.results, options.root / "docs" / "evidence" / name)
+        for path in before:
+            if after[path] != before[path]:
+                path.write_text(after[path], encoding="utf-8")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ import math
 import pytest
 from scipy import stats
 
-from scripts.benchmarks.common.paired import paired
+from scripts.benchmarks.common.paired import holm, paired
 
 
 def test_the_interval_and_the_p_value_are_students() -> None:
@@ -32,3 +32,11 @@ def test_one_seed_has_no_interval_and_equal_differences_no_p() -> None:
     assert same is not None
     assert (same.mean, same.low, same.high, same.p) == (2.0, 2.0, 2.0, None)
     assert paired({1: 1.0}, {2: 1.0}) is None
+
+
+def test_p_values_are_corrected_for_their_number_as_holm_says() -> None:
+    # The smallest times 4, the next times 3, ..., none below an earlier one, none above 1; by hand.
+    assert holm([0.04, 0.001, None, 0.03, 0.6]) == pytest.approx([0.09, 0.004, None, 0.09, 0.6])
+    assert holm([0.5, 0.4]) == [0.8, 0.8]
+    assert holm([None]) == [None]
+    assert holm([]) == []

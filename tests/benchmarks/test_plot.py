@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the README say what was measured? Its tables are those that the result files give."""
+"""Do the README and the documentation say what was measured? Their tables are those that the result files give."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks import plot
 from scripts.benchmarks.evidence.bench_tables import words
 from scripts.benchmarks.evidence.flatness_tables import mean_and_spread
-from scripts.benchmarks.evidence.readme import markdown, with_tables
+from scripts.benchmarks.evidence.pages import BLOCK, check_places, markdown, pages, with_tables
 
-README = plot.ROOT / "README.md"
+DOCS = plot.ROOT / "docs"
 RESULTS = plot.RESULTS
 
 
@@ -27,7 +27,22 @@ def results(tmp_path: Path) -> Path:
     return Path(shutil.copytree(RESULTS, tmp_path / "results"))
 
 
-def test_the_tables_in_the_readme_are_those_of_the_result_files() -> None:
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with the README and the documentation, all tables empty."""
+    shutil.copytree(DOCS, tmp_path / "root" / "docs")
+    shutil.copy(plot.ROOT / "README.md", tmp_path / "root")
+    for page in pages(tmp_path / "root"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(BLOCK.sub(r"\1\3", text), encoding="utf-8")
+    return tmp_path / "root"
+
+
+def texts(root: Path) -> list[str]:
+    return [page.read_text(encoding="utf-8") for page in pages(root)]
+
+
+def test_the_tables_in_the_pages_are_those_of_the_result_files() -> None:
     assert plot.main(["--check"]) == 0, "run `make results`"
 
 
@@ -41,24 +56,24 @@ def test_another_measurement_is_seen(results: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tables_and_figures_are_written(results: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    emptied = re.sub(
-        r"(<!-- table: [\w ]+ -->\n).*?(<!-- end -->)", r"\1\2", README.read_text("utf-8"), flags=re.DOTALL
-    )
-    readme.write_text(emptied, encoding="utf-8")
-    figures = list(results.rglob("*.png"))
-    assert figures
+def test_tables_and_figures_are_written(root: Path) -> None:
+    figures = list(root.rglob("*.png"))
+    assert len(figures) == len(plot.FIGURES)
     for figure in figures:
         figure.unlink()
-    assert plot.main(["--results", str(results), "--readme", str(readme)]) == 0
-    assert readme.read_text(encoding="utf-8") == README.read_text(encoding="utf-8")
+    assert plot.main(["--root", str(root)]) == 0
+    assert texts(root) == texts(plot.ROOT)
     assert all(figure.read_bytes().startswith(b"\x89PNG") for figure in figures)
 
 
-def test_every_figure_in_the_readme_is_drawn_from_result_files() -> None:
-    shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README.read_text(encoding="utf-8"))
-    assert {README.parent / path for path in shown} == set(RESULTS.rglob("*.png"))
+def test_every_figure_in_the_pages_is_drawn_from_result_files() -> None:
+    shown = [
+        page.parent / path
+        for page in pages(plot.ROOT)
+        for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    drawn = {DOCS / "evidence" / name for name in plot.FIGURES}
+    assert set(shown) == drawn == {*DOCS.rglob("*.png"), *RESULTS.rglob("*.png")}
 
 
 def test_every_direction_has_a_line() -> None:
@@ -71,19 +86,24 @@ def test_every_direction_has_a_line() -> None:
 
 
 def test_results_that_are_missing_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = README.read_bytes()
+    before = texts(plot.ROOT)
     assert plot.main(["--results", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
-    assert README.read_bytes() == before
+    assert texts(plot.ROOT) == before
+
+
+def test_a_table_is_written_wherever_it_has_a_place() -> None:
+    text = "a\n<!-- table: one -->\nold\n<!-- end -->\nb"
+    assert with_tables(text, {"one": ["x", "y"]}) == "a\n<!-- table: one -->\nx\ny\n<!-- end -->\nb"
+    check_places([text, "a page without", text], {"one": []})
 
 
 def test_a_table_without_a_place_is_refused() -> None:
     text = "a\n<!-- table: one -->\nold\n<!-- end -->\nb"
-    assert with_tables(text, {"one": ["x", "y"]}) == "a\n<!-- table: one -->\nx\ny\n<!-- end -->\nb"
     with pytest.raises(UserError, match="no place for the tables"):
-        with_tables(text, {"one": [], "two": []})
+        check_places([text], {"one": [], "two": []})
     with pytest.raises(UserError, match="no table for the places"):
-        with_tables(text, {})
+        check_places([text], {})
 
 
 def test_markdown() -> None:

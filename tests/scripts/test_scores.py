@@ -15,15 +15,15 @@ from torch.nn import functional
 
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.losses import balanced_weights, classification_loss, multilabel_loss
-from hf_sam.cli.common.problem import Problem
 from hf_sam.cli.common.scores import Scores, check_best_metric
+from hf_sam.cli.common.target import Target
 
-CLASSES = Problem("classification", ["a", "b", "c"], "")
-SEVERAL = Problem("multilabel", ["a", "b"], "")
+CLASSES = Target("classification", ["a", "b", "c"], "")
+SEVERAL = Target("multilabel", ["a", "b"], "")
 
 
-def scored(problem: Problem, logits: Any, truth: Any) -> dict[str, float]:
-    return Scores(problem)(SimpleNamespace(predictions=np.asarray(logits), label_ids=np.asarray(truth)))
+def scored(target: Target, logits: Any, truth: Any) -> dict[str, float]:
+    return Scores(target)(SimpleNamespace(predictions=np.asarray(logits), label_ids=np.asarray(truth)))
 
 
 def test_scores_of_classes() -> None:
@@ -56,7 +56,7 @@ def test_scores_of_several_labels_and_of_numbers() -> None:
     found = scored(SEVERAL, [[1, -1], [1, 1], [-1, -1]], [[1, 0], [1, 0], [0, 1]])
     assert found["micro_f1"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert found["accuracy"] == pytest.approx(1 / 3)
-    numbers = scored(Problem("regression", [], ""), [[1.0], [2.0], [4.0]], [1.0, 2.0, 3.0])
+    numbers = scored(Target("regression", [], ""), [[1.0], [2.0], [4.0]], [1.0, 2.0, 3.0])
     assert numbers["mae"] == pytest.approx(1 / 3)
     assert numbers["spearmanr"] == pytest.approx(1)
 

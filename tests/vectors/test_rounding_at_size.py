@@ -44,7 +44,7 @@ def realised_at_size(
 def test_of_50_million_weights_in_bfloat16_nearest_moves_too_few(
     rho: float, norm: float, cosine: float, share: float
 ) -> None:
-    """The numbers are in the README."""
+    """The numbers are in docs/guide/precision.md."""
     assert realised_at_size("nearest", torch.bfloat16, rho)[:3] == pytest.approx((norm, cosine, share), abs=0.01)
 
 
@@ -61,7 +61,7 @@ def test_of_50_million_weights_in_bfloat16_nearest_moves_too_few(
 def test_of_50_million_weights_in_16_bits_stochastic_rounding_moves_all_and_adds_noise(
     dtype: torch.dtype, rho: float, norm: float, cosine: float
 ) -> None:
-    """The numbers are in the README."""
+    """The numbers are in docs/guide/precision.md."""
     *found, projection, error = realised_at_size(torch.Generator().manual_seed(0), dtype, rho)
     assert error < 1e-3
     assert abs(projection - 1) < 3 * error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which arguments does `finetune.py` take, besides those of `SAMTrainingArguments`?"""
+"""The arguments of the programs, besides those of `SAMTrainingArguments`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hf_sam.cli.common.errors import UserError
-from hf_sam.cli.common.problem import KINDS
+from hf_sam.cli.common.target import KINDS
 
 
 def _option(default: Any, text: str) -> Any:

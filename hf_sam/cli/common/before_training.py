@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has been understood, and what will be done? A page to read before the time is spent."""
+"""Say what has been understood and what will be done: a page to read before the time is spent."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def before_lines(args: ScriptArguments, training: Any, task: Task) -> Iterator[L
     for text, label in facts.examples:
         yield "example", f"{one_line(text, 90)}  ->  {label}"
     yield from (("note", note) for note in facts.notes)
+    if training.do_train and facts.goes_on:
+        yield "goes on", facts.goes_on
     if training.do_train and task.train is not None:
         yield from _run(args, training, task)
     yield from (("warning", warning) for warning in facts.warnings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which folder may be written to, and which checkpoint can training go on from?"""
+"""Choose the folder that may be written to and the checkpoint that training goes on from."""
 
 from __future__ import annotations
 

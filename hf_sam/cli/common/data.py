@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do rows get in? Read files, folders and Hub datasets, and refuse what cannot be trained on."""
+"""Read files, folders and Hub datasets, and refuse what cannot be trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, DownloadMode, get_dataset_split_names, load_dataset
 from datasets.exceptions import DatasetsError
-from datasets.utils.logging import disable_progress_bar, enable_progress_bar
 from pyarrow import ArrowException
 
 from hf_sam.cli.common.arguments import ScriptArguments
@@ -65,7 +64,6 @@ def hub_splits(name: str, config: str | None, where: str) -> list[str]:
 
 
 def _load(where: str, path: str, name: str | None = None, *, split: str = "train", **kwargs: Any) -> Dataset:
-    disable_progress_bar()
     try:
         return load_dataset(path, name, split=split, download_mode=DownloadMode.REUSE_DATASET_IF_EXISTS, **kwargs)
     except READING_ERRORS as error:
@@ -73,8 +71,6 @@ def _load(where: str, path: str, name: str | None = None, *, split: str = "train
         if "corresponds to no data" in str(cause):
             raise UserError(f"{where} is empty: at least one row is needed.") from error
         raise UserError(f"{where} cannot be read: {one_line(cause)}") from error
-    finally:
-        enable_progress_bar()
 
 
 def check_rows(data: Dataset, where: str, columns: Iterable[str], label: str | None = None) -> None:

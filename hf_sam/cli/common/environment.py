@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ import transformers
 import hf_sam
 
 
-def environment() -> dict[str, Any]:
-    """Return package versions, the commit and the hardware."""
+def environment(*others: str) -> dict[str, Any]:
+    """Return package versions, the commit and the hardware.
+
+    Args:
+        others: packages that are compared with; None stands for the version of one that is not installed.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
         "hf_sam": hf_sam.__version__,
@@ -30,6 +35,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "device": device,
         "threads": torch.get_num_threads(),
+        **{name: _version(name) for name in others},
     }
 
 
@@ -38,6 +44,13 @@ def write_results(path: Path | None, results: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does a script tell its user that the input is wrong?"""
+"""The error that tells the user of a program in one line that the input is wrong."""
 
 from __future__ import annotations
 

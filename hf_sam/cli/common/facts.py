@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was decided while the data were read, for people to check before anything is trained?"""
+"""What was decided while the data were read, for people to check before anything is trained."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Facts:
     sources: dict[str, str] = field(default_factory=dict)  # split -> how the user named it
     columns: str = ""
     problem: str = ""
+    goes_on: str = ""  # where a resumed run does
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     lengths: dict[str, Lengths] = field(default_factory=dict)

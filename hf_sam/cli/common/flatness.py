@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of each checkpoint, and how are the numbers written?"""
+"""Measure a checkpoint, and write the numbers down."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does a reader see of the measurements? Figures, and one HTML file with a surface that can be turned."""
+"""Draw the measurements: figures, and one HTML file with a surface that can be turned."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What are the same dropout masks in both passes worth? A trainer without them, to compare with."""
+"""A trainer whose second pass draws new dropout masks, to see what the same masks are worth."""
 
 from __future__ import annotations
 

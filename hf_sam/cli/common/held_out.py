@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which training rows are kept for evaluation when there is no evaluation set? The same in every run."""
+"""Choose the training rows that are kept for evaluation when there is no evaluation set, the same in every run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do images become pixels? Decode them once when they are few, on access when they are many."""
+"""Turn images into pixels: decode them once when they are few, on access when they are many."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from transformers.utils import is_torchvision_available
 from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.errors import UserError, one_line
 from hf_sam.cli.common.models import LOADING_ERRORS
+from hf_sam.cli.common.progress import track
 from hf_sam.cli.common.reading.image_files import check_images, fault_of
 from hf_sam.cli.common.reading.tables import Table
 
@@ -36,7 +37,8 @@ class Images(TorchDataset):
         first = self._decode(slice(0, 1))
         if first.nbytes * len(data) <= _IN_MEMORY:
             starts = range(0, len(data), _CHUNK)
-            self.pixels = torch.cat([self._decode(slice(start, start + _CHUNK)) for start in starts])
+            chunks = track(starts, f"Reading the images of {where}")
+            self.pixels = torch.cat([self._decode(slice(start, start + _CHUNK)) for start in chunks])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,7 +54,8 @@ class Images(TorchDataset):
             return self.processor(images=images, return_tensors="pt")["pixel_values"]
         except (AttributeError, OSError, ValueError, UnidentifiedImageError) as error:
             where, cause = self._find_fault(rows, error)
-            raise UserError(f"{where}: an image is missing or cannot be read: {one_line(cause)}") from error
+            why = "no image" if isinstance(cause, UnidentifiedImageError) else one_line(cause)
+            raise UserError(f"{where}: an image is missing or cannot be read: {why}: convert or remove it.") from error
 
     def _find_fault(self, rows: slice, error: Exception) -> tuple[str, Exception]:
         """Return the row (and file) of the first image that cannot be read, and why."""
@@ -124,6 +127,8 @@ def find_files(table: Table, column: str) -> None:
     """
     if isinstance(table.source, Dataset):
         table.source = as_images(table.source, table.where, column)
+        if table.source.data.nbytes <= _IN_MEMORY:  # what is larger is looked at where it is decoded
+            _check_stored(table.source, table.where, column)
         return
     if table.folder is None:  # a folder of images, whose paths we listed
         return
@@ -134,6 +139,14 @@ def find_files(table: Table, column: str) -> None:
     found = [path if (path := table.folder / name).is_file() else Path(name).absolute() for name in paths]
     check_images(table.where, found, paths)
     table.source[column] = [str(path) for path in found]
+
+
+def _check_stored(data: Dataset, where: str, column: str) -> None:
+    """Look at the headers of images that are part of a data set."""
+    stored = [file or {} for file in data.cast_column(column, ImageFeature(decode=False))[column][:]]
+    files = [file["bytes"] if file.get("bytes") is not None else Path(file.get("path") or "") for file in stored]
+    names = [f"row {row}" + (f" {file['path']}" if file.get("path") else "") for row, file in enumerate(stored)]
+    check_images(where, files, names)
 
 
 def image_data(table: Table, column: str) -> Dataset:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What number does the model see for each label? And which rows have none?"""
+"""Number the labels as the model sees them, and name the rows that have none."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from hf_sam.cli.common.data import rows_text
 from hf_sam.cli.common.errors import UserError, one_line
-from hf_sam.cli.common.problem import Problem, describe
 from hf_sam.cli.common.reading.tables import Table
+from hf_sam.cli.common.target import Target, describe
 
 _TRUE, _FALSE = {"1", "true", "1.0"}, {"0", "false", "0.0", ""}
 
@@ -62,26 +62,27 @@ def _from_columns(table: Table, columns: Sequence[str]) -> list[list[str]]:
     return labels
 
 
-def encode(values: Sequence[Any], problem: Problem, where: str) -> list[Any]:
+def encode(values: Sequence[Any], target: Target, where: str) -> list[Any]:
     """Return class numbers, rows of 0 and 1, or numbers, for the classes of the training data.
 
     Raises:
         UserError: if there are classes that the training data lack, or a number is none.
     """
-    if problem.kind == "regression":
-        return _numbers(values, problem, where)
-    numbers = {name: number for number, name in enumerate(problem.names)}
-    entries = [_entries(value, problem) for value in values]
+    if target.kind == "regression":
+        return _numbers(values, target, where)
+    numbers = {name: number for number, name in enumerate(target.names)}
+    entries = [_entries(value, target) for value in values]
     unknown = Counter(name for names in entries for name in names if name not in numbers)
     if unknown:
         row = next(row for row, names in enumerate(entries) if any(name not in numbers for name in names))
         listed = one_line(", ".join(f"{name!r} ({count:,})" for name, count in unknown.most_common(8)), 150)
-        known = one_line(", ".join(problem.names), 150)
+        known = one_line(", ".join(target.names), 150)
         raise UserError(
-            f"{where}, row {row}: labels that the training data lack: {listed}; there are {known}: "
-            "correct them, remove the rows, or add such rows to the training data."
+            f"{where}, row {row}: labels that {'the model' if target.trained else 'the training data'} lack"
+            f"{'s' if target.trained else ''}: {listed}; there are {known}: correct them, remove the rows, or "
+            + ("train on such rows, too." if target.trained else "add such rows to the training data.")
         )
-    if problem.kind == "classification":
+    if target.kind == "classification":
         return [numbers[names[0]] for names in entries]
     rows = [[0.0] * len(numbers) for _ in entries]
     for there, names in zip(rows, entries, strict=True):
@@ -90,15 +91,15 @@ def encode(values: Sequence[Any], problem: Problem, where: str) -> list[Any]:
     return rows
 
 
-def _entries(value: Any, problem: Problem) -> list[str]:
+def _entries(value: Any, target: Target) -> list[str]:
     try:
-        return problem.entries(value)
+        return target.entries(value)
     except (ValueError, TypeError, OverflowError):  # a name where the training data have numbers
         return [describe(value)]
 
 
-def _numbers(values: Sequence[Any], problem: Problem, where: str) -> list[float]:
-    found = [problem.number(value) for value in values]
+def _numbers(values: Sequence[Any], target: Target, where: str) -> list[float]:
+    found = [target.number(value) for value in values]
     for row, number in enumerate(found):
         if not abs(number) < float("inf"):
             raise UserError(f"{where}, row {row}: a number is needed for regression, got {describe(values[row])!r}.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which loss does the trainer minimise, so that accumulation does not change the model?
+"""The losses that the trainer minimises, so that accumulation does not change the model.
 
 Heads such as BERT's accept `num_items_in_batch` through `**kwargs` and then ignore it: Trainer believes their mean loss
 to be divided by the whole batch already, and four micro-batches give a gradient four times too long. A loss of our own

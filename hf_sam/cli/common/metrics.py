@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good are the predictions? The GLUE metrics as `evaluate` metrics that need no download."""
+"""Score predictions: the GLUE metrics as `evaluate` metrics that need no download."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model is trained? A pretrained one, one built from a config, or adapters on either."""
+"""Load the model that is trained: a pretrained one, one built from a config, or adapters on either."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does a model cope with wrong labels? Give a share of the training examples a random other class."""
+"""Give a share of the training examples a random other class, to see how a model copes with wrong labels."""
 
 from __future__ import annotations
 

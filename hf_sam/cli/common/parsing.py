@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do a recipe and the command line become arguments? Dataclass default < task default < recipe < command line."""
+"""Turn a recipe and the command line into arguments: dataclass default < task default < recipe < command line."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from transformers import HfArgumentParser
 from hf_sam import SAMTrainingArguments
 from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.errors import UserError, one_line
+from hf_sam.cli.common.help_text import HelpFormatter, into_groups
+from hf_sam.cli.common.programs import COMMAND, Names
+from hf_sam.cli.common.progress import wanted_by_default
 from hf_sam.config.presets import PRESETS, fields_of_preset
 
 # Where the script knows better than TrainingArguments' own defaults. A task may know better still.
@@ -63,15 +66,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def make_parser() -> HfArgumentParser:
-    """Build the parser of everything `finetune.py` understands."""
+def make_parser(names: Names = COMMAND) -> HfArgumentParser:
+    """Build the parser of everything that the program `finetune` understands."""
     parser = _Parser(
         (ScriptArguments, SAMTrainingArguments),
-        prog="finetune.py",
-        usage="finetune.py [recipe.yaml] [--argument value ...]",
-        description="Fine-tune, or train from scratch, a Hugging Face classifier with Sharpness-Aware Minimization.",
+        prog=names.of("finetune"),
+        usage=f"{names.of('finetune')} [recipe.yaml] [--argument value ...]",
+        description="Fine-tune, or train from scratch, a Hugging Face model with Sharpness-Aware Minimization. "
+        "A recipe is a YAML file of arguments; the command line wins over it.",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     for action in parser._actions:
         if action.dest in WORDS:
@@ -89,14 +93,17 @@ def _number_or(word: str) -> Callable[[str], float | str]:
     return convert
 
 
-def parse(argv: Sequence[str], task_defaults: dict[str, dict[str, Any]]) -> tuple[ScriptArguments, Any]:
+def parse(
+    argv: Sequence[str], task_defaults: dict[str, dict[str, Any]], *, names: Names = COMMAND
+) -> tuple[ScriptArguments, Any]:
     """Parse `argv`, whose first entry may be a recipe. `task_defaults` has one entry for every known task."""
     tokens = list(argv)
     if tokens and tokens[0].endswith((".yaml", ".yml")):
         tokens = read_recipe(Path(tokens.pop(0))) + tokens
     if {"-h", "--help"} & set(tokens):
-        parser = make_parser()
+        parser = make_parser(names)
         parser.set_defaults(**DEFAULTS)
+        into_groups(parser)
         parser.print_help()
         raise SystemExit(0)
     given = _given(tokens)
@@ -184,6 +191,7 @@ def _check_two_sources(given: dict[str, Any]) -> None:
 def _derived(task: str, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Defaults that follow from what was given."""
     derived: dict[str, Any] = {"output_dir": f"outputs/{task}-{given.get('sam_variant', 'sam')}"}
+    derived["disable_tqdm"] = not wanted_by_default()
     if given.get("do_eval") is False:
         derived["eval_strategy"] = "no"
     if "early_stopping_patience" not in given and not given.get("load_best_model_at_end"):

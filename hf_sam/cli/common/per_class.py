@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which classes are told apart well, and which are not? A line for each of the last set that was scored."""
+"""Show which classes are told apart well: a line for each class of the last set that was scored."""
 
 from __future__ import annotations
 

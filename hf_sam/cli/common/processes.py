@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On what do the processes of one run have to agree before they train?"""
+"""Check that the processes of one run agree before they train."""
 
 from __future__ import annotations
 

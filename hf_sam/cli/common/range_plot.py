@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does the loss rise with the radius, and where is the recommendation? One picture."""
+"""Draw how the loss rises with the radius, and where the recommendation is: one picture."""
 
 from __future__ import annotations
 

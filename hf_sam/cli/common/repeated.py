@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rows occur twice? In the training data and in the evaluation, or under two labels."""
+"""Count the rows that occur twice: in the training data and in the evaluation, or under two labels."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good are predictions of each kind: one class, several labels, a number? By scikit-learn and scipy, offline."""
+"""Score predictions of each kind: one class, several labels, a number; by scikit-learn and scipy, offline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score as roc_auc
 
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.metrics import Pearson, Spearman
-from hf_sam.cli.common.problem import Kind, Problem
+from hf_sam.cli.common.target import Kind, Target
 
 NAMES: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "macro_f1", "micro_f1", "matthews_correlation", "auc"),
@@ -34,7 +34,7 @@ def check_best_metric(training: Any, kind: Kind) -> None:
     """Let the best model be chosen by a metric there is, in the direction that is better.
 
     Raises:
-        UserError: if `--metric_for_best_model` is no metric of this kind of problem.
+        UserError: if `--metric_for_best_model` is no metric of this kind of target.
     """
     if training.metric_for_best_model is None:
         return
@@ -51,8 +51,8 @@ def check_best_metric(training: Any, kind: Kind) -> None:
 class Scores:
     """Trainer's `compute_metrics`. `per_class` is the table of the last evaluation; none for numbers."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, target: Target) -> None:
+        self.target = target
         self.per_class: list[dict[str, Any]] = []
 
     def __call__(self, output: Any) -> dict[str, float]:
@@ -61,12 +61,12 @@ class Scores:
         logits = output.predictions[0] if isinstance(output.predictions, tuple) else output.predictions
         logits = np.asarray(logits, dtype=np.float64)
         truth, finite = np.asarray(output.label_ids), bool(np.isfinite(logits).all())
-        found = kinds[self.problem.kind](logits, truth) if finite else {}
-        if not finite and self.problem.kind == "classification":  # it still predicts some class for each example
+        found = kinds[self.target.kind](logits, truth) if finite else {}
+        if not finite and self.target.kind == "classification":  # it still predicts some class for each example
             found = {**_classes(np.nan_to_num(logits), truth), "auc": float("nan")}
-        self.per_class = per_class(logits, truth, self.problem) if finite and self.problem.names else []
+        self.per_class = per_class(logits, truth, self.target) if finite and self.target.names else []
         # A run that diverged has no scores, but an evaluation has to name each, or choosing the best would fail.
-        names = NAMES[self.problem.kind]
+        names = NAMES[self.target.kind]
         return {name: found.get(name, float("nan")) for name in names if found.get(name, 0) is not None}
 
 
@@ -112,12 +112,12 @@ def _auc(truth: np.ndarray, scores: np.ndarray) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def per_class(logits: np.ndarray, truth: np.ndarray, problem: Problem) -> list[dict[str, Any]]:
+def per_class(logits: np.ndarray, truth: np.ndarray, target: Target) -> list[dict[str, Any]]:
     """Return precision, recall, F1 and the number of examples of each class."""
-    predicted = logits > 0 if problem.kind == "multilabel" else logits.argmax(axis=-1)
+    predicted = logits > 0 if target.kind == "multilabel" else logits.argmax(axis=-1)
     columns = precision_recall_fscore_support(
-        truth, predicted, labels=list(range(len(problem.names))), average=None, zero_division=0
+        truth, predicted, labels=list(range(len(target.names))), average=None, zero_division=0
     )
     keys = ("precision", "recall", "f1", "support")
-    rows = zip(problem.names, *columns, strict=True)
+    rows = zip(target.names, *columns, strict=True)
     return [{"class": name, **dict(zip(keys, map(float, values), strict=True))} for name, *values in rows]

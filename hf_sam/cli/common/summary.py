@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came out? Numbers as JSON for programs, a page on the screen for people."""
+"""Say what came out: numbers as JSON for programs, a page on the screen for people."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.tasks.base import Task
@@ -55,11 +56,12 @@ def show(task: Task, results: dict[str, Any], folder: Path, *, console: Console 
     console = console or Console()
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _lines(task, results, folder):
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(Text(name, "bold"), Text(value))
     console.print()
     console.print(Panel(table, title=f"{task.name}: done", expand=False))
-    console.print("Load it, without hf_sam:\n", highlight=False)
-    console.print(snippet(task, folder), soft_wrap=True, markup=False)
+    if "train_runtime" in results:  # otherwise there is no model in the folder
+        console.print("Load it, without hf_sam:\n", highlight=False)
+        console.print(snippet(task, folder), soft_wrap=True, markup=False)
 
 
 def _lines(task: Task, results: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
@@ -78,15 +80,26 @@ def _lines(task: Task, results: dict[str, Any], folder: Path) -> list[tuple[str,
             )
     if results.get("sharpness") is not None:
         lines.append(("sharpness", f"{results['sharpness']:.4f}  (loss at w + eps minus loss at w, end of training)"))
-    lines.append(("time", f"{results['wall_time']:.1f} s, of which training {results.get('train_runtime', 0):.1f} s"))
-    lines.append(("saved in", str(folder)))
+    lines.append(("time", _time(results)))
+    lines += [("predictions", path) for path in results.get("predictions", [])]
+    lines.append(("saved in" if "train_runtime" in results else "results in", str(folder)))
     return lines
+
+
+def _time(results: dict[str, Any]) -> str:
+    text = f"{results['wall_time']:.1f} s"
+    if "train_runtime" not in results:
+        return text
+    text += f", of which training {results['train_runtime']:.1f} s"
+    before = results.get("train_runtime_before")
+    return text + (f" (and {before:.1f} s before it was resumed)" if before else "")
 
 
 def _method(results: dict[str, Any]) -> str:
     """Return what was done, which is not always what was asked for."""
     if "train_runtime" not in results:
-        return "evaluation only: nothing was trained here"
+        only = "evaluation" if "predictions" not in results or "eval_loss" in results else "prediction"
+        return f"{only} only: nothing was trained here"
     if results["sam_variant"] == "none":
         return "plain training"
     asked = f"{results['sam_variant'].upper()}, rho {results['rho']}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do texts become tokens? Checked, cut to a length, and it is known how many were cut."""
+"""Turn texts into tokens: checked, cut to a length, and with a count of those that were cut."""
 
 from __future__ import annotations
 
@@ -37,8 +37,33 @@ def load_tokenizer(args: ScriptArguments, config: Any) -> Any:
         tokenizer.pad_token = tokenizer.eos_token
     config.pad_token_id = tokenizer.pad_token_id
     if len(tokenizer) > getattr(config, "vocab_size", len(tokenizer)):
-        raise UserError(f"{source} has {len(tokenizer)} tokens, the model only {config.vocab_size}: they do not fit.")
+        raise UserError(
+            f"{source} has {len(tokenizer)} tokens, the model only {config.vocab_size}: they do not fit: "
+            + ("leave --tokenizer_name out." if args.tokenizer_name else "--tokenizer_name names another.")
+        )
+    if args.tokenizer_name and args.model_name_or_path:
+        _check_same_tokens(args, tokenizer)
     return tokenizer
+
+
+def _check_same_tokens(args: ScriptArguments, tokenizer: Any) -> None:
+    """Refuse a tokenizer that has other numbers for the tokens of the model, whose embeddings would be those of others.
+
+    One that has tokens on top of the model's own is fine.
+    """
+    hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    try:
+        own = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub).get_vocab()
+    except LOADING_ERRORS:  # it comes without one, so there is nothing to compare with
+        return
+    given = tokenizer.get_vocab()
+    other = sorted(token for token, number in own.items() if given.get(token) != number)
+    if other:
+        raise UserError(
+            f"--tokenizer_name {args.tokenizer_name} does not fit --model_name_or_path {args.model_name_or_path}: "
+            f"{len(other):,} of {len(own):,} tokens have another number, such as {other[0]!r}: "
+            "leave --tokenizer_name out."
+        )
 
 
 def text_values(table: Table, columns: Sequence[str]) -> list[list[str]]:
@@ -58,7 +83,13 @@ def text_values(table: Table, columns: Sequence[str]) -> list[list[str]]:
 
 
 def tokenize(
-    columns: Sequence[Sequence[str]], labels: Sequence[Any] | None, tokenizer: Any, config: Any, limit: int
+    columns: Sequence[Sequence[str]],
+    labels: Sequence[Any] | None,
+    tokenizer: Any,
+    config: Any,
+    limit: int,
+    *,
+    what: str = "texts",
 ) -> tuple[Dataset, Lengths]:
     """Return one set as tokens, and how long its texts were.
 
@@ -77,7 +108,7 @@ def tokenize(
             long.extend(len(tokens) for tokens in tokenizer(*pieces, truncation=False, verbose=False)["input_ids"])
         return encoded
 
-    encoded = rows.map(encode, batched=True, remove_columns=keys, desc="Tokenizing")
+    encoded = rows.map(encode, batched=True, remove_columns=keys, desc=f"Tokenizing {what}")
     kept = np.array([len(tokens) for tokens in encoded["input_ids"]])
     _check_positions(int(kept.max()), tokenizer, config, limit)
     all_lengths = np.concatenate([kept[kept < limit], np.array(long, dtype=int)])

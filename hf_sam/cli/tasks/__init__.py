@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tasks are there? `TASKS[name]` builds one; adding a task is one file here and one line below."""
+"""The tasks by their names: `TASKS[name]` builds one; adding a task is one file here and one line below."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is a task? Everything the driver needs to train, evaluate and predict, and nothing about how it was made."""
+"""A task: everything the driver needs to train, evaluate and predict, and nothing about how it was made."""
 
 from __future__ import annotations
 

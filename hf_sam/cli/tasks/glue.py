@@ -96,11 +96,11 @@ def build(args: ScriptArguments, training: Any) -> Task:
     """Read and check the data, then the model."""
     spec = GLUE[args.task]
     _check_arguments(args, spec)
-    facts = Facts()
+    facts = Facts(problem=_labels_in_words(spec, args))
     rows = _read(args, training, spec, facts.notes)
     config = load_config(args, spec.classes or None)
     tokenizer = load_tokenizer(args, config)
-    sets = {key: _tokenize(read, spec, tokenizer, args.max_length) for key, read in rows.items()}
+    sets = {key: _tokenize(read, spec, tokenizer, args.max_length, " ".join(key)) for key, read in rows.items()}
     test = {
         name: Split(sets["test", name], rows["test", name].labels is not None, f"{spec.file_name}{ending}.tsv")
         for name, ending in _sets(args).items()
@@ -121,9 +121,24 @@ def build(args: ScriptArguments, training: Any) -> Task:
         auto_class="AutoModelForSequenceClassification",
         example='"A text."' if len(spec.columns) == 1 else '{"text": "One text.", "text_pair": "Another."}',
         flipped_labels=rows["train", ""].flipped if ("train", "") in rows else 0,
-        card=_CARD | {"dataset_args": args.task, "dataset": f"GLUE {args.task.upper()}"},
+        card=_card(args),
         facts=facts,
     )
+
+
+def _labels_in_words(spec: GlueTask, args: ScriptArguments) -> str:
+    """Return what the labels are taken for, so that own data under the name of a task are noticed."""
+    if not spec.classes:
+        return "regression: numbers from 0 to 5"
+    classes = ", ".join(f"{number} is {name}" for number, name in enumerate(spec.classes))
+    return f"classification: {classes}, as in {args.task.upper()} (--task text takes classes of your own)"
+
+
+def _card(args: ScriptArguments) -> dict[str, Any]:
+    """Return what the model card says of the data: of files we know the format alone, and not whose they are."""
+    if any(getattr(args, name) for name in args.given_files()):
+        return {"tasks": "text-classification", "dataset": f"local texts in the format of {args.task.upper()}"}
+    return _CARD | {"dataset_args": args.task, "dataset": f"GLUE {args.task.upper()}"}
 
 
 def _check_arguments(args: ScriptArguments, spec: GlueTask) -> None:
@@ -197,11 +212,12 @@ def _labels(
     return encode_scores(data, where, column, 0.0, 5.0)
 
 
-def _tokenize(rows: Rows, spec: GlueTask, tokenizer: Any, max_length: int) -> Dataset:
+def _tokenize(rows: Rows, spec: GlueTask, tokenizer: Any, max_length: int, name: str) -> Dataset:
     def encode(batch: dict[str, list[str]]) -> Any:
         return tokenizer(*(batch[column] for column in spec.columns), truncation=True, max_length=max_length)
 
-    encoded = rows.data.map(encode, batched=True, remove_columns=rows.data.column_names, desc="Tokenizing")
+    desc = f"Tokenizing {name.strip()} texts"
+    encoded = rows.data.map(encode, batched=True, remove_columns=rows.data.column_names, desc=desc)
     return encoded if rows.labels is None else encoded.add_column("labels", rows.labels)
 
 

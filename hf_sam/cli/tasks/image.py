@@ -15,11 +15,11 @@ from hf_sam.cli.common.images import Images, find_files, find_image_column, imag
 from hf_sam.cli.common.labelled import Labelled, label_sets, loss_of
 from hf_sam.cli.common.models import add_lora, load_config, load_model, set_labels
 from hf_sam.cli.common.predictions import formatter
-from hf_sam.cli.common.problem import describe
 from hf_sam.cli.common.reading.columns import find_label_columns
 from hf_sam.cli.common.reading.sources import Tables, name_as_first, read_splits
 from hf_sam.cli.common.repeated import count_repeated_images, repeated_text
 from hf_sam.cli.common.scores import Scores, check_best_metric
+from hf_sam.cli.common.target import describe
 from hf_sam.cli.tasks.base import Split, Task
 
 DEFAULTS: dict[str, Any] = {
@@ -54,9 +54,9 @@ def assemble(args: ScriptArguments, training: Any, tables: Tables, *, card: dict
         find_files(table, column)
     config = load_config(args, None, keep_labels=True)
     found = label_sets(args, training, tables, labels, config, facts)
-    check_best_metric(training, found.problem.kind)
+    check_best_metric(training, found.target.kind)
     if "train" in found.tables:
-        set_labels(config, found.problem.names, found.problem.kind)
+        set_labels(config, found.target.names, found.target.kind)
     model = add_lora(args, load_model(args, AutoModelForImageClassification, config, new_head=found.new_head))
     processor = load_processor(args, config)
     sets: dict[str, Images] = {}
@@ -76,8 +76,8 @@ def _task(args: ScriptArguments, training: Any, found: Labelled, sets: dict[str,
         evaluation={"": Split(sets["validation"])} if "validation" in sets else {},
         test={"": Split(sets["test"], sets["test"].labels is not None, files=files)} if "test" in sets else {},
         compute_loss=loss_of(found, training),
-        compute_metrics=Scores(found.problem),
-        format_predictions=formatter(found.problem),
+        compute_metrics=Scores(found.target),
+        format_predictions=formatter(found.target),
         pipeline="image-classification",
         auto_class="AutoModelForImageClassification",
         example='"image.png"',
@@ -91,7 +91,7 @@ def _describe(
 ) -> None:
     facts.sources = {split: table.where for split, table in found.tables.items()}
     facts.columns = f"image from {column}, label from {', '.join(labels)}"
-    facts.problem = f"{found.problem.kind}: {found.problem.rule}"
+    facts.problem = f"{found.target.kind}: {found.target.rule}"
     facts.notes += [f"{split}: {note}" for split, table in tables.items() for note in table.notes]
     if "train" not in sets:
         return

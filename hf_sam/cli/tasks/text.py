@@ -13,13 +13,13 @@ from hf_sam.cli.common.facts import Facts
 from hf_sam.cli.common.labelled import Labelled, label_sets, loss_of
 from hf_sam.cli.common.models import add_lora, load_config, load_model, set_labels
 from hf_sam.cli.common.predictions import formatter
-from hf_sam.cli.common.problem import describe
 from hf_sam.cli.common.reading.columns import Columns, find_columns
 from hf_sam.cli.common.reading.plain_text import read_text_folder
 from hf_sam.cli.common.reading.sources import Tables, name_as_first, read_splits
 from hf_sam.cli.common.reading.tables import Table
 from hf_sam.cli.common.repeated import count_contradictions, count_repeated, repeated_text
 from hf_sam.cli.common.scores import Scores, check_best_metric
+from hf_sam.cli.common.target import describe
 from hf_sam.cli.common.texts import load_tokenizer, text_values, tokenize
 from hf_sam.cli.tasks.base import Split, Task
 
@@ -39,16 +39,18 @@ def build(args: ScriptArguments, training: Any) -> Task:
     tables = read_splits(args, training, "texts", lambda *where: _read_folder(args, *where))
     columns = _columns(args, tables, facts)
     found = label_sets(args, training, tables, columns.labels, config, facts)
-    check_best_metric(training, found.problem.kind)
+    check_best_metric(training, found.target.kind)
     texts = {split: text_values(table, columns.texts) for split, table in found.tables.items()}
     _describe(found, texts, facts)
     if "train" in texts:
-        set_labels(config, found.problem.names, found.problem.kind)
+        set_labels(config, found.target.names, found.target.kind)
     tokenizer = load_tokenizer(args, config)
     sets = {}
     for split, values in texts.items():
         labels = found.labels.get(split)
-        sets[split], facts.lengths[split] = tokenize(values, labels, tokenizer, config, args.max_length)
+        sets[split], facts.lengths[split] = tokenize(
+            values, labels, tokenizer, config, args.max_length, what=f"{split} texts"
+        )
     model = load_model(args, AutoModelForSequenceClassification, config, new_head=found.new_head)
     return Task(
         name="text",
@@ -59,8 +61,8 @@ def build(args: ScriptArguments, training: Any) -> Task:
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if training.fp16 else None),
         compute_loss=loss_of(found, training),
-        compute_metrics=Scores(found.problem),
-        format_predictions=formatter(found.problem),
+        compute_metrics=Scores(found.target),
+        format_predictions=formatter(found.target),
         pipeline="text-classification",
         auto_class="AutoModelForSequenceClassification",
         example='"A text."' if len(columns.texts) == 1 else '{"text": "One text.", "text_pair": "Another."}',
@@ -106,7 +108,7 @@ def _without_empty(split: str, table: Table, columns: list[str], facts: Facts) -
 
 def _describe(found: Labelled, texts: dict[str, list[list[str]]], facts: Facts) -> None:
     facts.sources = {split: table.where for split, table in found.tables.items()}
-    facts.problem = f"{found.problem.kind}: {found.problem.rule}"
+    facts.problem = f"{found.target.kind}: {found.target.rule}"
     if "train" in texts:
         rows = list(zip(*texts["train"], strict=True))
         count = len(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,20 @@ def paired(own: Scores, other: Scores) -> Paired | None:
     half = float(stats.t.ppf(0.975, n - 1)) * error
     p = float(stats.ttest_1samp(differences, 0.0).pvalue) if error > 0 else None
     return Paired(n, mean, mean - half, mean + half, p)
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Return the p-values of one table corrected for their number (Holm 1979); None stays None and does not count.
+
+    The chance that any of the table's differences comes out below a level by luck alone is then at most that level.
+    """
+    order = sorted((i for i, p in enumerate(values) if p is not None), key=lambda i: values[i] or 0.0)
+    corrected: list[float | None] = [None] * len(values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * (values[i] or 0.0)))
+        corrected[i] = largest
+    return corrected
 
 
 def mean_and_spread(scores: Scores) -> tuple[float, float | None]:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and pictures of the README, made from the files in scripts/benchmarks/results alone."""
+"""Tables and pictures of README.md and docs, made from the files in scripts/benchmarks/results and from the code."""

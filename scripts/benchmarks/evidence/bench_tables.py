@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 
 from hf_sam import VARIANTS
 from scripts.benchmarks.common.bench_settings import SETTINGS
-from scripts.benchmarks.evidence.readme import markdown
+from scripts.benchmarks.evidence.pages import markdown
 
 LIMITED = ("sam", "pytorch-optimizer, by hand", "momentum")
 WORDS = Path(__file__).parent / "methods.yaml"
@@ -24,12 +25,14 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
+@cache
 def words() -> dict[str, Any]:
     """Return the texts of the tables."""
     found: dict[str, Any] = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
     return found
 
 
+@cache
 def costs(results: Path) -> dict[str, Any]:
     """Return what each case costs, by its name: of the setting with all cases, or of the 35M encoder before it."""
     folder, every = results / "bench", next(key for key, setting in SETTINGS.items() if setting.cases is None)
@@ -60,14 +63,29 @@ def variants(results: Path) -> list[str]:
     measured = costs(results)
     rows = []
     for name, text in words()["variants"].items():
-        module, row = VARIANTS[name].__module__, measured[text["case"]]
-        cost, memory = times(row), copies(row)
-        link = f"[`{module.rpartition('.')[2]}.py`]({module.replace('.', '/')}.py)"
+        row = measured[text["case"]]
         default = f"{VARIANTS[name].default_rho:g}"
-        rows.append([f'`"{name}"`', text["formula"], text["paper"], link, cost, memory, default])
+        rows.append([f'[`"{name}"`]({name}.md)', text["formula"], text["paper"], times(row), copies(row), default])
         rows[-1].append(text["when"])
-    header = ["`sam_variant`", "perturbation and gradient", "paper", "file", "cost", "memory", "default rho", "when"]
+    header = ["`sam_variant`", "perturbation and gradient", "paper", "cost", "memory", "default rho", "when"]
     return markdown(header, rows)
+
+
+def variant(results: Path, name: str) -> list[str]:
+    """Return the table of one variant: what a step costs, how often it passes over the data."""
+    kind, text = VARIANTS[name], words()["variants"][name]
+    row = costs(results)[text["case"]]
+    base = "LoRA's" if row["base"] != "plain" else "a plain"
+    copied = f"{copies(row)} copies of the trained weights"
+    passes = {"two": "two", "one": "one", "plain": "one plain"}[kind.passes]
+    header = [f"time of a step, against {base} step", "memory on top of it", "passes", "default rho"]
+    return markdown(header, [[times(row), copied, passes, f"{kind.default_rho:g}"]])
+
+
+def citation(results: Path, name: str) -> list[str]:
+    """Return the BibTeX of a variant's paper; `results` is not used."""
+    del results
+    return ["```bibtex", *VARIANTS[name].citation.splitlines(), "```"]
 
 
 def savings(results: Path) -> list[str]:

@@ -12,8 +12,8 @@ SHOWN = "fashion-1"
 """The report that is drawn."""
 
 
-def draw(results: Path) -> None:
+def draw(results: Path, path: Path) -> None:
     """Draw the loss on the same square around both checkpoints, on one scale."""
     models = json.loads((results / "flatness" / f"{SHOWN}.json").read_text(encoding="utf-8"))["models"]
     found = {name: Landscape(**report["landscape_2d"]) for name, report in models.items()}
-    plots.landscape_2d(found).savefig(results / "flatness" / "landscape.png", dpi=150)
+    plots.landscape_2d(found).savefig(path, dpi=150)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmarks.evidence.readme import markdown
+from scripts.benchmarks.evidence.pages import markdown
 
 Report = dict[str, Any]
 

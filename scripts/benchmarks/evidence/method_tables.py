@@ -4,20 +4,44 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks.common.grids import Grid, read_grid
+from scripts.benchmarks.common.paired import Paired, holm, mean_and_spread, paired
 from scripts.benchmarks.common.runs import read_runs
 from scripts.benchmarks.common.summaries import Line, Summary, points, score, summarise
-from scripts.benchmarks.evidence.readme import markdown
+from scripts.benchmarks.evidence.pages import markdown
 
 GRIDS = Path(__file__).resolve().parents[1] / "grids"
 
 
+@cache
 def read(results: Path, name: str) -> tuple[Grid, Summary]:
-    """Return a grid and the summary of its runs."""
+    """Return a grid and the summary of its runs, read once for all tables; not to be changed."""
     parsed = read_grid(GRIDS / f"{name}.yaml", Path())  # the data's folder is of no interest here
-    return parsed, summarise(parsed, read_runs(results / name / "runs"))
+    return parsed, summarise(parsed, runs_of(results, name))
+
+
+@cache
+def runs_of(results: Path, name: str) -> list[dict[str, Any]]:
+    """Return the runs of a grid, read once for all tables; not to be changed."""
+    return read_runs(results / name / "runs")
+
+
+def lines_of(results: Path, name: str, task: str) -> dict[str, Line]:
+    """Return the summary of one task of a grid.
+
+    Raises:
+        UserError: if it has no run.
+    """
+    _, summary = read(results, name)
+    if task not in summary:
+        raise UserError(f"there is no run of the task {task} in {results / name}.")
+    return summary[task]
 
 
 def scores(results: Path, name: str, tasks: str = "") -> list[str]:
@@ -44,15 +68,63 @@ def differences(results: Path, name: str, tasks: str = "") -> list[str]:
     """Return the table of differences to the baseline in points, with 95 % intervals and p-values."""
     grid, summary = read(results, name)
     chosen = {task: lines for task, lines in summary.items() if task.startswith(tasks)}
-    rows = []
+    rows: list[tuple[str, list[Paired | None]]] = []
     for method in list(grid.methods)[1:]:
         lines = [task.get(method) for task in chosen.values()]
         if any(lines):
-            rows.append([method, *[difference(line) for line in lines]])
+            rows.append((method, [line.difference if line else None for line in lines]))
         if any(line and line.same_time for line in lines):
-            cells = [points(line.same_time) if line else "" for line in lines]
-            rows.append([f"{method}, against {grid.baseline} in its time", *cells])
-    return markdown([f"against {grid.baseline}", *[heading(grid, task, chosen) for task in chosen]], rows)
+            cells = [line.same_time if line else None for line in lines]
+            rows.append((f"{method}, against {grid.baseline} in its time", cells))
+    header = [f"against {grid.baseline}", *[heading(grid, task, chosen) for task in chosen]]
+    return markdown(header, with_p(rows, points))
+
+
+def losses(results: Path, name: str, tasks: str = "") -> list[str]:
+    """Return the table of the loss on the evaluation set at the end of a run, and its differences to the baseline."""
+    grid, summary = read(results, name)
+    chosen = {task: lines for task, lines in summary.items() if task.startswith(tasks)}
+    runs = runs_of(results, name)
+    found = {(task, method): loss_by_seed(runs, task, method) for task in chosen for method in grid.methods}
+    methods = [m for m in grid.methods if any(found[task, m] for task in chosen)]
+    rows = [[m, *[mean_loss(found[task, m]) for task in chosen]] for m in methods]
+    pairs = [(m, [paired(found[task, m], found[task, grid.baseline]) for task in chosen]) for m in methods]
+    rows += [[f"{row[0]} - {grid.baseline}", *row[1:]] for row in with_p(pairs[1:], _thousandths)]
+    return markdown(["loss on the test examples", *[heading(grid, task, chosen) for task in chosen]], rows)
+
+
+def with_p(rows: list[tuple[str, list[Paired | None]]], text: Callable[[Paired | None], str]) -> list[list[str]]:
+    """Return the rows of a table of differences with their p-values, as they are and corrected over the table."""
+    corrected = iter(holm([cell.p if cell else None for _, cells in rows for cell in cells]))
+    written = []
+    for name, cells in rows:
+        row = [name]
+        for cell in cells:
+            again = next(corrected)
+            p = f", p {cell.p:.2g}, Holm {again:.2g}" if cell and cell.p is not None and again is not None else ""
+            row.append(text(cell) + p)
+        written.append(row)
+    return written
+
+
+def loss_by_seed(runs: list[dict[str, Any]], task: str, method: str) -> dict[int, float]:
+    """Return the loss on the evaluation set at the end of the runs of a method on a task."""
+    return {r["seed"]: r["eval_loss"] for r in runs if (r["task"], r["method"]) == (task, method) and "eval_loss" in r}
+
+
+def mean_loss(values: dict[int, float]) -> str:
+    """Return mean and standard deviation of losses."""
+    if not values:
+        return ""
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+
+
+def _thousandths(difference: Paired | None) -> str:
+    if difference is None:
+        return ""
+    ends = [f"{end:+.3f}" for end in (difference.low, difference.high) if end is not None]
+    return f"{difference.mean:+.3f}" + (f" ({' to '.join(ends)})" if ends else "")
 
 
 def heading(grid: Grid, task: str, summary: Summary) -> str:
@@ -67,14 +139,6 @@ def reached(line: Line | None) -> str:
         return ""
     more = line.best is not None and round(line.best, 1) > round(line.mean, 1)
     return score(line) + (f" ({line.best:.1f})" if more else "")
-
-
-def difference(line: Line | None) -> str:
-    """Return a difference in points, with interval and p-value."""
-    if line is None or line.difference is None:
-        return ""
-    p = "" if line.difference.p is None else f", p {line.difference.p:.2g}"
-    return points(line.difference) + p
 
 
 def cost(lines: list[Line | None]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.benchmarks.evidence.bench_tables import copies, read
-from scripts.benchmarks.evidence.readme import markdown
+from scripts.benchmarks.evidence.pages import markdown
 
 FILES = ("peers_22M", "peers_accumulation", "peers_110M")
 """Of the results in bench/, those with all sides first; a file that is not there is left out."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.benchmarks.evidence.bench_tables import costs, times, words
 from scripts.benchmarks.evidence.method_tables import read
-from scripts.benchmarks.evidence.readme import markdown
+from scripts.benchmarks.evidence.pages import markdown
 
 SHOWN = ("digits_0", "digits_40", "digits_80", "fashion_0", "fashion_40", "cifar10_0", "cifar10_40")
 """Tasks of the noise grid that the table of presets has; the evidence has all of them."""

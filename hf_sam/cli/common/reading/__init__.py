@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do files that people have become rows?"""
+"""Turn the files that people have into rows."""

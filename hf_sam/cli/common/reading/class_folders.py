@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files lie in a folder with one folder per class? Listed by ourselves: a name is never a split or a pattern."""
+"""List the files in a folder with one folder per class, by ourselves: a name is never a split or a pattern."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which columns hold the text and the label? Those named, those with usual names, or the only ones left."""
+"""Find the columns of texts and labels: those named, those with usual names, or the only ones left."""
 
 from __future__ import annotations
 

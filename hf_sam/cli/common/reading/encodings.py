@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which characters are these bytes? A byte order mark says it, UTF-8 proves itself, and the rest is guessed aloud."""
+"""Decode bytes: a byte order mark says how, UTF-8 proves itself, and the rest is guessed aloud."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def read_bytes(where: str, path: Path) -> bytes:
         content = path.read_bytes()
         return OPENERS[path.suffix.lower()](content) if path.suffix.lower() in OPENERS else content
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as error:
-        raise UserError(f"{where} cannot be read: {one_line(error)}") from error
+        again = ": copy it again, it may be cut off" if path.suffix.lower() in OPENERS else ""
+        raise UserError(f"{where} cannot be read: {one_line(error)}{again}") from error
 
 
 def decode(content: bytes, where: str, encoding: str | None = None) -> tuple[str, str | None]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which image files can be read, and read right? Their headers are looked at before anything is trained."""
+"""Find the image files that cannot be read, or not read right: headers are looked at before anything is trained."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from hf_sam.cli.common.errors import UserError, one_line
+from hf_sam.cli.common.progress import track
 
 READABLE = frozenset(
     {
@@ -23,13 +25,14 @@ UNREADABLE = frozenset({".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw"
 _EIGHT_BITS = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
 
 
-def check_images(where: str, files: Sequence[Path], names: Sequence[str]) -> None:
-    """Open every file as far as its header.
+def check_images(where: str, files: Sequence[Path | bytes], names: Sequence[str]) -> None:
+    """Open every file, or what was in it, as far as its header.
 
     Raises:
         UserError: with the number and the names of those that are missing, unreadable, or hold what would be clipped.
     """
-    bad = [(name, why) for file, name in zip(files, names, strict=True) if (why := find_fault(file)) is not None]
+    pairs = track(list(zip(files, names, strict=True)), f"Checking the images of {where}")
+    bad = [(name, why) for file, name in pairs if (why := find_fault(file)) is not None]
     if bad:
         shown = "; ".join(f"{name} ({why})" for name, why in bad[:5]) + ("; ..." if len(bad) > 5 else "")
         raise UserError(
@@ -38,19 +41,20 @@ def check_images(where: str, files: Sequence[Path], names: Sequence[str]) -> Non
         )
 
 
-def find_fault(file: Path) -> str | None:
-    """Return why a file cannot be read as an image of 8 bits a channel, None if it can."""
-    if file.suffix.lower() in UNREADABLE:
-        return f"{file.suffix.lower()[1:].upper()} has to be converted to JPEG or PNG"
+def find_fault(file: Path | bytes) -> str | None:
+    """Return why a file, or what was in it, cannot be read as an image of 8 bits a channel, None if it can."""
+    ending = file.suffix.lower() if isinstance(file, Path) else ""
+    if ending in UNREADABLE:
+        return f"{ending[1:].upper()} has to be converted to JPEG or PNG"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a palette with transparency, a damaged EXIF
-            with Image.open(file) as image:
+            with Image.open(file if isinstance(file, Path) else io.BytesIO(file)) as image:
                 return fault_of(image)
     except FileNotFoundError:
         return "does not exist"
     except UnidentifiedImageError:
-        return "is no image, or of more channels than four" if file.suffix.lower() in (".tif", ".tiff") else "no image"
+        return "is no image, or of more channels than four" if ending in (".tif", ".tiff") else "no image"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return one_line(error, 80)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does a json file become columns? Lines of objects, a list of them, a list under one key, or lists by column."""
+"""Turn a json file into columns: lines of objects, a list of them, a list under one key, or lists by column."""
 
 from __future__ import annotations
 

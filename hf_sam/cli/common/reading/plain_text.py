@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do plain text files become rows? A line is a text, or a file is one and its folder the class."""
+"""Turn plain text files into rows: a line is a text, or a file is one and its folder the class."""
 
 from __future__ import annotations
 

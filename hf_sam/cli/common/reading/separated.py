@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does a csv or tsv file become columns? Every record has to have as many fields as the header."""
+"""Turn a csv or tsv file into columns: every record has to have as many fields as the header."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where does each set come from? A file, a folder, or a split of a data set on the Hub: one source for one set."""
+"""Find where each set comes from: a file, a folder, or a split of a data set on the Hub; one source for one set."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rows does a file hold? Read by its ending, in memory, by its very path, and without guessing a pattern."""
+"""Read the rows of a file: by its ending, in memory, by its very path, and without guessing a pattern."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _read_parquet(where: str, file: Path) -> Dataset:
                 table = table.set_column(place, entry.name, table.column(place).cast(entry.type.value_type))
         data = Dataset(table)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise UserError(f"{where} cannot be read: {one_line(error)}") from error
+        raise UserError(f"{where} cannot be read: {one_line(error, 150)}: copy it again, it may be cut off.") from error
     if len(data) == 0:
         raise UserError(f"{where} is empty: at least one row is needed.")
     return data

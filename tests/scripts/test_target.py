@@ -10,8 +10,8 @@ import pytest
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.held_out import held_out_rows
 from hf_sam.cli.common.labels import encode, label_values
-from hf_sam.cli.common.problem import find_problem
 from hf_sam.cli.common.reading.tables import Table
+from hf_sam.cli.common.target import find_target
 from tests.looped import looped
 
 
@@ -41,8 +41,8 @@ from tests.looped import looped
     ],
 )
 def test_the_kind_of_problem_and_its_classes(values: list[Any], kind: str, names: list[str]) -> None:
-    problem = find_problem(values, "x.csv, 'label'")
-    assert (problem.kind, problem.names) == (kind, names)
+    target = find_target(values, "x.csv, 'label'")
+    assert (target.kind, target.names) == (kind, names)
 
 
 @looped
@@ -58,8 +58,8 @@ def test_the_kind_of_problem_and_its_classes(values: list[Any], kind: str, names
     ],
 )
 def test_the_user_decides_otherwise(values: list[Any], asked: str, kind: str, names: list[str]) -> None:
-    problem = find_problem(values, "x", asked=asked, separator=",")
-    assert (problem.kind, problem.names) == (kind, names)
+    target = find_target(values, "x", asked=asked, separator=",")
+    assert (target.kind, target.names) == (kind, names)
 
 
 @looped
@@ -71,32 +71,32 @@ def test_the_user_decides_otherwise(values: list[Any], asked: str, kind: str, na
         ([1, 2, 3], ["all 3 labels are different", "--problem regression"]),
         ([1, "x", 1, "x"], ["mixed types", "numbers (row 0: 1)", "texts (row 1: 'x')"]),
         ([True, 3, True], ["mixed types", "true or false", "row 1"]),
-        ([7, 2_000_000, 7], ["2000000", "above 1,000,000", "--problem regression"]),
+        ([7, 2_000_000, 7], ["row 1", "2000000", "above 1,000,000", "--problem regression"]),
         ([2.5, 2.5], ["every label is 2.5"]),
         ([1.5, float("inf"), 2.5], ["row 1", "a number is needed"]),
     ],
 )
 def test_labels_that_are_no_problem_to_learn(values: list[Any], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        find_problem(values, "x.csv, 'label'")
+        find_target(values, "x.csv, 'label'")
     assert not [word for word in ["x.csv, 'label'", *words] if word not in str(caught.value)], caught.value
 
 
 def test_classes_that_look_alike_stay_apart_and_are_told() -> None:
-    problem = find_problem(["Billing", "billing ", "tech"] * 2, "x")
-    assert problem.names == ["Billing", "billing ", "tech"]
-    assert problem.warnings == ["'Billing' (2) and 'billing ' (2) are classes of their own, as written"]
-    problem = find_problem(["1", " 1", "2", "01"] * 2, "x")
-    assert problem.names == ["1", "2"]
-    assert problem.warnings == ["' 1', '01', '1' are one class, 1"]
+    target = find_target(["Billing", "billing ", "tech"] * 2, "x")
+    assert target.names == ["Billing", "billing ", "tech"]
+    assert target.warnings == ["'Billing' (2) and 'billing ' (2) are classes of their own, as written"]
+    target = find_target(["1", " 1", "2", "01"] * 2, "x")
+    assert target.names == ["1", "2"]
+    assert target.warnings == ["' 1', '01', '1' are one class, 1"]
 
 
 def test_classes_of_the_evaluation_are_those_of_the_training_data() -> None:
-    problem = find_problem([0, 5, 203094] * 2, "train")
-    assert encode(["5", 203094, 0.0], problem, "dev") == [1, 2, 0]
+    target = find_target([0, 5, 203094] * 2, "train")
+    assert encode(["5", 203094, 0.0], target, "dev") == [1, 2, 0]
     with pytest.raises(UserError, match=r"dev, row 1: .*lack: '7' \(2\), 'x' \(1\); there are 0, 5, 203094"):
-        encode([0, 7, "x", 7], problem, "dev")
-    several = find_problem(["a|b", "c", "a", "c"], "train")
+        encode([0, 7, "x", 7], target, "dev")
+    several = find_target(["a|b", "c", "a", "c"], "train")
     assert encode(["c|a", ["b"], ""], several, "dev") == [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
 
 

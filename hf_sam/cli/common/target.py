@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be predicted: one of several classes, any number of them, or a number? Found in the labels by a rule."""
+"""What is to be predicted: one of several classes, any number of them, or a number; found in the labels by a rule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WHOLE = re.compile(r"[-+]?\d+")
 
 
 @dataclass
-class Problem:
+class Target:
     """What a label is, and how to read one."""
 
     kind: Kind
@@ -30,6 +30,7 @@ class Problem:
     numeric: bool = False  # labels are whole numbers, however they are written
     separator: str = "|"
     comma: bool = False  # decimals are written with a comma
+    trained: bool = False  # the classes are those of a model, not of training data
     warnings: list[str] = field(default_factory=list)
 
     def entries(self, value: Any) -> list[str]:
@@ -42,14 +43,14 @@ class Problem:
         return as_number(value, comma=self.comma)
 
 
-def find_problem(
+def find_target(
     values: Sequence[Any],
     where: str,
     *,
     asked: str | None = None,
     names: Sequence[str] | None = None,
     separator: str = "|",
-) -> Problem:
+) -> Target:
     """Decide what the labels of the training data are.
 
     Args:
@@ -98,34 +99,40 @@ def _decide(values: Sequence[Any], separator: str) -> tuple[Kind, str]:
     return "regression", "labels are numbers with decimals" if not whole else "labels are numbers of many values"
 
 
-def _regression(values: Sequence[Any], where: str, rule: str) -> Problem:
-    problem = Problem("regression", [], rule, comma=_has_commas(values))
-    numbers = [problem.number(value) for value in values]
+def _regression(values: Sequence[Any], where: str, rule: str) -> Target:
+    target = Target("regression", [], rule, comma=_has_commas(values))
+    numbers = [target.number(value) for value in values]
     bad = next((row for row, number in enumerate(numbers) if not math.isfinite(number)), None)
     if bad is not None:
         raise UserError(f"{where}, row {bad}: a number is needed for regression, got {values[bad]!r:.60}.")
     if len(set(numbers)) < 2:
         raise UserError(f"{where}: every label is {numbers[0]:g}, so that there is nothing to learn.")
-    if problem.comma:
-        problem.rule += ", with a decimal comma"
-    return problem
+    if target.comma:
+        target.rule += ", with a decimal comma"
+    return target
 
 
 def _classes(
     kind: Kind, values: Sequence[Any], where: str, rule: str, names: Sequence[str] | None, separator: str
-) -> Problem:
-    draft = Problem(kind, [], rule, separator=separator)
+) -> Target:
+    draft = Target(kind, [], rule, separator=separator)
     parts = [part for value in values for part in (split_label(value, separator) if kind == "multilabel" else [value])]
     draft.numeric = bool(parts) and names is None and all(_is_whole(part) for part in parts)
     counts = Counter(class_name(part) if draft.numeric else str(part) for part in parts)
     if draft.numeric and rule != f"--problem {kind}" and (large := max(map(int, counts))) > LARGEST_ID:
+        row = next(
+            row for row, value in enumerate(values) if str(large) in map(class_name, split_label(value, separator))
+        )
         raise UserError(
-            f"{where}: label {large} is above {LARGEST_ID:,}, so it is no class: "
+            f"{where}, row {row}: label {large} is above {LARGEST_ID:,}, so it is no class: "
             "add --problem regression to predict the number, or --problem classification if it is one."
         )
     draft.names = list(names) if names is not None else sorted(counts, key=int if draft.numeric else None)
     if len(counts) < (1 if kind == "multilabel" else 2):
-        raise UserError(f"{where} has labels of one class only ({', '.join(counts)}): at least 2 are needed.")
+        raise UserError(
+            f"{where} has labels of one class only ({', '.join(counts)}): at least 2 are needed "
+            "(--label_column names another column)."
+        )
     if kind == "classification" and len(counts) == len(values) > 2:
         number = ", or --problem regression if they are numbers to predict" if draft.numeric else ""
         raise UserError(

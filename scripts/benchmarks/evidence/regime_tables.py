@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is gained at which cost, by regime and by the size of the model? Tables for those who decide whether to try."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from scripts.benchmarks.common.summaries import Line
+from scripts.benchmarks.evidence.bench_tables import read as read_bench
+from scripts.benchmarks.evidence.bench_tables import words
+from scripts.benchmarks.evidence.method_tables import lines_of, loss_by_seed, runs_of
+from scripts.benchmarks.evidence.pages import markdown
+
+Times = tuple[float, float | None, float | None]
+"""Seconds of a plain step, and what a step of one pass and one of two take of it."""
+
+
+def regimes(results: Path) -> list[str]:
+    """Return the table of scores by regime: AdamW, a variant of one pass, one of two."""
+    rows = []
+    for regime in words()["regimes"]:
+        lines, runs = lines_of(results, regime["grid"], regime["task"]), runs_of(results, regime["grid"])
+        plain = lines[regime["plain"]]
+        best = f"{plain.best:.1f}" if plain.best is not None else ""
+        losses = [loss_by_seed(runs, regime["task"], regime[side]).values() for side in ("plain", "one", "two")]
+        rows.append([f"{regime['what']} (n = {len(plain.scores)})", f"{plain.mean:.1f}", best])
+        rows[-1] += [_with_time(lines.get(regime[passes])) for passes in ("one", "two")]
+        rows[-1].append(", ".join(f"{statistics.fmean(values):.2f}" if values else "-" for values in losses))
+    header = ["test accuracy (%)", "AdamW", "its best", "one pass", "two passes", "test loss"]
+    return markdown(header, rows)
+
+
+def _with_time(line: Line | None) -> str:
+    if line is None:
+        return "not run"
+    return f"{line.mean:.1f}" + ("" if line.time is None else f" ({line.time:.2f}x)")
+
+
+def sizes(results: Path) -> list[str]:
+    """Return the table of what a step of one pass and one of two take, for small and large steps."""
+    rows = []
+    for row in words()["sizes"]:
+        found = _of_runs(results, row) if "grid" in row else _of_bench(results, row)
+        if found is not None:
+            plain, one, two = found
+            cells = ["not run" if ratio is None else f"{ratio:.2f}x" for ratio in (one, two)]
+            rows.append([row["what"], f"{1000 * plain:,.0f} ms", *cells])
+    return markdown(["", "plain step", "one pass", "two passes"], rows)
+
+
+def _of_runs(results: Path, row: dict[str, Any]) -> Times:
+    """Return the seconds of a plain step and what the others take of it, in runs of a grid."""
+    lines, cell = lines_of(results, row["grid"], row["task"]), (row["task"], row["plain"])
+    plain = [r for r in runs_of(results, row["grid"]) if (r["task"], r["method"]) == cell and "train_time" in r]
+    seconds = statistics.median(run["train_time"] / run["steps"] for run in plain)
+    one, two = (lines[row[side]].time if row[side] in lines else None for side in ("one", "two"))
+    return seconds, one, two
+
+
+def _of_bench(results: Path, row: dict[str, Any]) -> Times | None:
+    """Return the same of a benchmark; None where it has not been run."""
+    path = results / "bench" / row["bench"]
+    if not path.exists():
+        return None
+    found = read_bench(path)["results"]
+    return found["plain"]["seconds_per_step"], found[row["one"]]["time_ratio"], found[row["two"]]["time_ratio"]
