@@ -61,9 +61,11 @@ def of_grid(name: str, tasks: str = "") -> dict[str, Callable[[Path], list[str]]
 
 def of_variants() -> dict[str, Callable[[Path], list[str]]]:
     """Return the tables of cost and the citations of the library's variants, by their names in the pages."""
-    names = list(bench_tables.words()["variants"])
-    costs = {f"variant {name}": partial(bench_tables.variant, name=name) for name in names}
-    return costs | {f"citation {name}": partial(bench_tables.citation, name=name) for name in names}
+    found: dict[str, Callable[[Path], list[str]]] = {}
+    for name in bench_tables.words()["variants"]:
+        found[f"variant {name}"] = partial(bench_tables.variant, name=name)
+        found[f"citation {name}"] = partial(bench_tables.citation, name=name)
+    return found
 
 
 def draw_noise(results: Path, path: Path) -> None:
