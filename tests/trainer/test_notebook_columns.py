@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from hf_sam import SAMConfig
 from hf_sam.trainer.notebook_columns import NotebookColumns
+from tests.models import build
 from tests.promises.runs import trainer_for
 
 pytest.importorskip("IPython")
@@ -58,7 +59,8 @@ def in_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
 def table_of(folder: Any, *more: Any, sam: SAMConfig | None = SAMConfig(rho=0.1), **arguments: Any) -> list[Any]:
     keep = Keep()
     arguments = {"max_steps": 2, "logging_steps": 1, "disable_tqdm": False, "save_strategy": "no", **arguments}
-    trainer = trainer_for("net", folder, sam=sam, trainer_kwargs={"callbacks": [keep]}, **arguments)
+    more_of_it = {"callbacks": [keep], "eval_dataset": build("bert")[1][:4]}
+    trainer = trainer_for("bert", folder, sam=sam, trainer_kwargs=more_of_it, **arguments)
     for callback in more:
         callback.trainer = trainer
         trainer.add_callback(callback)
@@ -105,12 +107,12 @@ def test_the_plain_trainer_keeps_its_table(tmp_path: Any) -> None:
 
 @pytest.mark.usefixtures("in_notebook")
 def test_without_a_table_nothing_is_written(tmp_path: Any) -> None:
-    trainer = trainer_for("net", tmp_path, sam=SAMConfig(rho=0.1), max_steps=1, disable_tqdm=False)
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.1), max_steps=1, disable_tqdm=False)
     trainer.remove_callback(NotebookProgressCallback)
     trainer.train()
     assert "sam/rho" in trainer.state.log_history[0]
 
 
 def test_outside_of_a_notebook_there_is_no_such_callback(tmp_path: Any) -> None:
-    trainer = trainer_for("net", tmp_path, sam=SAMConfig(rho=0.1))
+    trainer = trainer_for("bert", tmp_path, sam=SAMConfig(rho=0.1))
     assert not [each for each in trainer.callback_handler.callbacks if isinstance(each, NotebookColumns)]
