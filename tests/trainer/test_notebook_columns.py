@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the table that the Trainer draws in a notebook show what SAM measures? (docs/quickstart.ipynb runs in a kernel.)"""
+"""Does the table that the Trainer draws in a notebook show what SAM measures? For a real kernel see test_quickstart.py."""
 
 from __future__ import annotations
 
@@ -56,8 +56,9 @@ def in_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hf_sam.trainer.trainer.is_in_notebook", lambda: True)
 
 
-def table_of(folder: Any, *more: Any, sam: SAMConfig | None = SAMConfig(rho=0.1), **arguments: Any) -> list[Any]:
+def table_of(folder: Any, *more: Any, sam: Any = "sam", **arguments: Any) -> list[Any]:
     keep = Keep()
+    sam = SAMConfig(rho=0.1) if sam == "sam" else sam
     arguments = {"max_steps": 2, "logging_steps": 1, "disable_tqdm": False, "save_strategy": "no", **arguments}
     more_of_it = {"callbacks": [keep], "eval_dataset": build("bert")[1][:4]}
     trainer = trainer_for("bert", folder, sam=sam, trainer_kwargs=more_of_it, **arguments)

@@ -31,11 +31,10 @@ class Record(TrainerCallback):
         self.states.append({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
 
 
-def run(folder: Any, *callbacks: Any, family: str = "bert", sam: Any = None, resume: Any = None, **arguments: Any) -> Any:
+def run(folder: Any, *more: Any, family: str = "bert", sam: Any = None, resume: Any = None, **arguments: Any) -> Any:
     record = Record()
-    trainer = trainer_for(
-        family, folder, sam=sam, trainer_kwargs={"callbacks": [record, *callbacks]}, **{**FEW, **arguments}
-    )
+    callbacks = {"callbacks": [record, *more]}
+    trainer = trainer_for(family, folder, sam=sam, trainer_kwargs=callbacks, **{**FEW, **arguments})
     trainer.train(resume_from_checkpoint=resume)
     return trainer, record.states
 
@@ -91,7 +90,7 @@ def test_weights_of_16_bits_are_averaged_in_32(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_saved_after_the_run_is_the_average_and_a_checkpoint_has_the_weights_of_its_step(tmp_path: Path) -> None:
+def test_what_is_saved_afterwards_is_the_average_and_a_checkpoint_has_the_weights_of_its_step(tmp_path: Path) -> None:
     trainer, states = run(tmp_path, WeightAveraging(), save_strategy="steps", save_steps=6)
     trainer.save_model(str(tmp_path / "end"))
     saved = type(trainer.model).from_pretrained(tmp_path / "end")
@@ -123,8 +122,7 @@ def test_a_resume_without_the_average_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoint-5")
     run(tmp_path, WeightAveraging(), save_strategy="steps", save_steps=5)
     with pytest.raises(ValueError, match="the average of another model"):
-        path = tmp_path / "checkpoint-5" / FILE
-        WeightAveraging()._load(path, nn.Linear(2, 2), 5)
+        WeightAveraging()._load(tmp_path / "checkpoint-5" / FILE, nn.Linear(2, 2), 5)
 
 
 def test_a_run_that_loads_its_best_step_is_refused(tmp_path: Path) -> None:
