@@ -72,7 +72,7 @@ def test_an_example_is_short_and_marks_what_differs(path: Path) -> None:
 
 @every
 def test_an_example_hides_no_package(path: Path) -> None:
-    """Python puts the folder of a program first: an example called lightning.py would be what `import lightning` finds."""
+    """Python looks into the folder of a program first: `import lightning` would find an example called lightning.py."""
     elsewhere = [entry for entry in sys.path if Path(entry or ".").resolve() != FOLDER]
     assert path.stem not in sys.stdlib_module_names
     assert importlib.machinery.PathFinder.find_spec(path.stem, elsewhere) is None
@@ -80,5 +80,5 @@ def test_an_example_hides_no_package(path: Path) -> None:
 
 def test_every_example_is_listed_and_tested() -> None:
     listed = re.findall(r"^\| \[([\w.]+)\]\(\1\)", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(listed) == [path.name for path in EXAMPLES]
+    assert sorted(listed) == sorted([*(path.name for path in EXAMPLES), "quickstart.ipynb"])
     assert sorted(PRINTS) == [path.stem for path in EXAMPLES]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the table that the Trainer draws in a notebook show what SAM measures? For a real kernel see test_quickstart.py."""
+"""Does the table that the Trainer draws in a notebook show what SAM measures? (In a kernel: test_quickstart.py.)"""
 
 from __future__ import annotations
 
