@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the notebook run in a kernel, show SAM's columns, the range test and its picture; and is it kept without outputs?"""
+"""Does the notebook run in a kernel and show what it is to show, and is it kept without outputs?"""
 
 from __future__ import annotations
 
