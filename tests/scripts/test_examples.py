@@ -19,6 +19,7 @@ LINES = 60
 NEEDS = {
     "hyperparameter_search": ["optuna"],
     "lightning_loop": ["lightning"],
+    "robustness_report": ["torchmetrics", "hf_sam.robustness"],
     "sentence_embeddings": ["sentence_transformers"],
     "trl_sft_lora": ["trl", "peft"],
 }
@@ -32,6 +33,7 @@ PRINTS = {
     ),
     "hyperparameter_search": (r"test accuracy: (.+) %", [60]),
     "lightning_loop": (r"test accuracy: (.+) %", [80]),
+    "robustness_report": (r"int8 weights: accuracy AdamW (.+) %, SAM (.+) %; difference", [60, 60]),
     "sentence_embeddings": (r"about cooking: (.+), of one about cooking and one about sailing", [0.7]),
     "seq2seq": (r"animals named rightly: (.+) %", [60]),
     "sharpness_callback": (r"SAM, step  60: lambda_max +(.+), rise (.+)", [0, 0]),
