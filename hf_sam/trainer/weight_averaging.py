@@ -119,6 +119,7 @@ class WeightAveraging(TrainerCallback):
         named = dict(_named(model))
         for name, average in self._average.items():
             named[name].copy_(average)
+        self._average = {}  # as much memory as the model
 
     def _begin(self, state: Any) -> int:
         return int(self.start * state.max_steps)

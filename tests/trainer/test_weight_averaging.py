@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -62,15 +63,15 @@ def test_the_model_ends_as_the_mean_of_the_last_half_and_the_run_keeps_its_bits(
 @pytest.mark.parametrize("family", ["resnet", "lora", "t5"])
 @pytest.mark.parametrize("sam", [SAMConfig(rho=0.1), SAMConfig(rho=0.1, sam_variant="momentum")], ids=["sam", "msam"])
 def test_so_it_does_with_running_statistics_adapters_and_accumulation(sam: Any, family: str, tmp_path: Path) -> None:
-    averaging = WeightAveraging()
-    trainer, states = run(tmp_path, averaging, family=family, sam=sam, gradient_accumulation_steps=2)
+    more = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 6}
+    trainer, states = run(tmp_path, WeightAveraging(), family=family, sam=sam, **more)
     expected = mean(states[3:])
     counted = {name for name in expected if name.endswith("num_batches_tracked")}
     assert close(trainer.model, {name: tensor for name, tensor in expected.items() if name not in counted})
     assert all(torch.equal(trainer.model.state_dict()[name], states[-1][name]) for name in counted)
     trained = {name for name, p in trainer.model.named_parameters() if p.requires_grad}
     buffers = {name for name, buffer in trainer.model.named_buffers() if buffer.is_floating_point()}
-    assert averaging._average.keys() == trained | buffers
+    assert load_file(tmp_path / "checkpoint-6" / FILE).keys() == trained | buffers
 
 
 @pytest.mark.slow
@@ -84,9 +85,10 @@ def test_start_every_and_decay_say_which_steps_count_and_how_much(tmp_path: Path
 
 @pytest.mark.slow
 def test_weights_of_16_bits_are_averaged_in_32(tmp_path: Path) -> None:
-    averaging = WeightAveraging()
-    run(tmp_path, averaging, prepare=lambda model: model.to(torch.bfloat16))
-    assert {tensor.dtype for tensor in averaging._average.values()} == {torch.float32}
+    sixteen = {"prepare": lambda model: model.to(torch.bfloat16), "save_strategy": "steps", "save_steps": 6}
+    run(tmp_path, WeightAveraging(), **sixteen)
+    kept = load_file(tmp_path / "checkpoint-6" / FILE)
+    assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
 
 
 @pytest.mark.slow
