@@ -31,7 +31,8 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     environment |= {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
-    client = nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
+    patience = {"timeout": 1800, "startup_timeout": 600}  # a busy machine imports slowly
+    client = nbclient.NotebookClient(notebook, **patience, resources={"metadata": {"path": str(folder)}})
     client.execute(env=environment)
     return notebook
 
