@@ -15,6 +15,7 @@ from hf_sam.step_context import StepContext
 from hf_sam.trainer.arguments import SAMSeq2SeqTrainingArguments, SAMTrainingArguments
 from hf_sam.trainer.messages import name_the_package
 from hf_sam.trainer.trainer import SAMSeq2SeqTrainer, SAMTrainer, SAMTrainerMixin
+from hf_sam.trainer.weight_averaging import WeightAveraging
 from hf_sam.variants import (
     ASAM,
     GSAM,
@@ -49,6 +50,8 @@ __all__ = [  # noqa: RUF022 (by subject, not by letter)
     # a radius to start with
     "find_rho",
     "RangeTest",
+    # what to combine it with, and to compare it with
+    "WeightAveraging",
     # the step, for any loop
     "sharpness_aware_grad",
     # variants

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hf_sam.rho_search import range_table
+
+NO_MATPLOTLIB = "`RangeTest.plot` needs matplotlib, which is not installed: pip install 'hf-sam[sharpness]'."
 AT = (
     "At rho {rho:.3g} the loss rises by {share} of its value {loss:.3g}: by {low} at {below:.3g} and by {high} at "
     "{above:.3g}, the nearest radii tried"
@@ -26,9 +29,11 @@ ALWAYS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RangeTest:
     """The result of `find_rho`: what it has measured, and what follows.
+
+    `print(result)` shows the reason and a table, a notebook does so with `result` alone, and `result.plot()` draws it.
 
     Attributes:
         rho: the recommended radius.
@@ -57,6 +62,33 @@ class RangeTest:
     def relative_rises(self) -> tuple[float, ...]:
         """The mean rise at each radius, as a share of the mean clean loss."""
         return relative_rises(self.losses, self.rises)
+
+    def __repr__(self) -> str:
+        return range_table.line(self)
+
+    def __str__(self) -> str:
+        return range_table.text(self)
+
+    def _repr_html_(self) -> str:
+        return range_table.as_html(self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw how the loss rises with the radius: each batch, their mean, the limit, and the recommendation.
+
+        Args:
+            axes: matplotlib's, to draw on; None for those of a new figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: without matplotlib.
+        """
+        try:
+            from hf_sam.rho_search.range_plot import draw
+        except ModuleNotFoundError as error:
+            raise ImportError(NO_MATPLOTLIB) from error
+        return draw(self, axes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it: None where a number is not finite."""

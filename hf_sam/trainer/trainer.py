@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers.utils import is_in_notebook
 
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 from hf_sam.radius.learning_rates import LearningRates
@@ -17,6 +18,7 @@ from hf_sam.trainer.interference import check_step
 from hf_sam.trainer.logs import add_measurements
 from hf_sam.trainer.micro_batches import COUNTERS
 from hf_sam.trainer.model_card import signing_saved_card, write_card
+from hf_sam.trainer.notebook_columns import NotebookColumns
 from hf_sam.trainer.reload import load_renamed, loading
 from hf_sam.trainer.run_state import RunState
 from hf_sam.trainer.shared_arguments import as_plain, with_sam_fields
@@ -81,6 +83,8 @@ class SAMTrainerMixin(SomeTrainer):
         self.args: Any = with_sam_fields(self.args, config)
         if active:
             refuse_trainer(self, config)
+            if is_in_notebook():
+                self.add_callback(NotebookColumns(self))
 
     @property
     def sam_config(self) -> SAMConfig:
