@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compute the tables of docs/scaling.md: what SAM costs on many devices.
 
-    python scripts/benchmarks/scaling.py
-    python scripts/benchmarks/scaling.py --check     # change nothing; status 1 if a table of the page differs
+python scripts/benchmarks/scaling.py
+python scripts/benchmarks/scaling.py --check     # change nothing; status 1 if a table of the page differs
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 # `python scripts/benchmarks/scaling.py` puts its folder on the path, the imports below need the repository's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.parsing import PlainParser
 from scripts.benchmarks.evidence.readme import with_tables
 from scripts.benchmarks.evidence.scaling_tables import TABLES
-from scripts.common.errors import UserError
-from scripts.common.parsing import PlainParser
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 

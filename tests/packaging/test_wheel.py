@@ -51,6 +51,25 @@ trainer.train()
 assert trainer.state.log_history[0]["sam/epsilon_norm"] > 0.049, trainer.state.log_history
 print(hf_sam.__file__)
 """
+COMMAND = """
+import sys
+from importlib.metadata import entry_points
+
+(command,) = entry_points(group="console_scripts", name="hf-sam")
+sys.exit(command.load()(sys.argv[1:]))
+"""
+FINETUNE = [
+    "finetune",
+    "--task",
+    "digits",
+    "--output_dir",
+    "out",
+    "--use_cpu",
+    "--max_steps",
+    "2",
+    "--disable_tqdm",
+    "True",
+]
 EXTRAS = {
     "sharpness": "from hf_sam.sharpness import SharpnessAnalyzer; import matplotlib, scipy",
     "deepspeed": "import deepspeed, hf_sam.engines.deepspeed",
@@ -101,14 +120,27 @@ def test_the_index_will_take_both(built: Path) -> None:
     assert told.stdout.count("PASSED") == 2
 
 
+def run(python: Path, cwd: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in an environment, far from this checkout."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"DS_ACCELERATOR": "cpu"}
+    return subprocess.run([python, "-c", code, *arguments], capture_output=True, text=True, env=environment, cwd=cwd)
+
+
 def test_the_wheel_alone_trains_with_what_it_asks_for(wheel: Path, tmp_path: Path) -> None:
     python = install(wheel, tmp_path / "environment")
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    found = subprocess.run([python, "-c", TRAINING], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    found = run(python, tmp_path, TRAINING)
     assert found.returncode == 0, found.stderr
     assert Path(found.stdout.splitlines()[-1]).is_relative_to(tmp_path)
-    absent = subprocess.run([python, "-c", "import scipy"], capture_output=True, text=True, env=environment)
-    assert "No module named 'scipy'" in absent.stderr  # the environment holds no more than it is asked for
+    absent = run(python, tmp_path, COMMAND, *FINETUNE)  # the environment holds no more than it is asked for
+    assert absent.returncode == 2
+    assert 'pip install "hf-sam[cli]"' in absent.stderr
+
+
+def test_the_command_of_the_wheel_trains_with_its_extra(wheel: Path, tmp_path: Path) -> None:
+    python = install(wheel, tmp_path / "environment", "cli")
+    found = run(python, tmp_path, COMMAND, *FINETUNE)
+    assert found.returncode == 0, found.stderr
+    assert (tmp_path / "out" / "all_results.json").is_file()
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -116,6 +148,5 @@ def test_an_extra_brings_what_it_is_for(extra: str, wheel: Path, tmp_path: Path)
     if name := missing(requirements_of(wheel), extra):
         pytest.skip(f"{name} is not installed")
     python = install(wheel, tmp_path / "environment", extra)
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"DS_ACCELERATOR": "cpu"}
-    found = subprocess.run([python, "-c", EXTRAS[extra]], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    found = run(python, tmp_path, EXTRAS[extra])
     assert found.returncode == 0, found.stderr

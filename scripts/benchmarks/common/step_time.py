@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long does a step take, by what it computes, what it reads and writes, and what it sends? A model, not a measurement.
+"""How long does a step take, by what it computes, reads, writes and sends? A model, not a measurement.
 
     pass  = max(forward, what is sent in it) + max(backward, what is sent in it) + what nothing hides
     step  = passes + what is sent between them + the optimizer + SAM's own work on the weights
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from scripts.benchmarks.common.traffic import Collective, Step, Weights, step
+from scripts.benchmarks.common.traffic import Collective, Weights, step
 
 COUNT = 1e9
 """Weights of the model whose steps are compared; their ratio is that of any large model."""
