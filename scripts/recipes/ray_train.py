@@ -5,8 +5,8 @@
     python scripts/recipes/ray_train.py --workers 2               # on the CPUs of this machine
     python scripts/recipes/ray_train.py --workers 16 --use-gpu    # on a cluster, from its head node
 
-Tested with ray 2.60 on CPUs: two workers end with the weights that one worker ends with on the same batches. Not yet run
-on GPUs or on several machines. Data and model are tiny and made here: put your own into `make_trainer`.
+Tested with ray 2.60 on CPUs: two workers end with the weights that one worker ends with on the same batches. Not yet
+run on GPUs or on several machines. Data and model are tiny and made here: put your own into `make_trainer`.
 """
 
 from __future__ import annotations
