@@ -12,6 +12,8 @@ run on GPUs or on several machines. Data and model are tiny and made here: put y
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -47,24 +49,27 @@ def make_trainer(settings: dict[str, Any]) -> SAMTrainer:
 
 
 def train_on_worker(settings: dict[str, Any]) -> None:
-    """Train on this worker and report the last log to Ray; every worker runs this."""
+    """Train on this worker; the first one gives Ray the model and the last log. Every worker runs this."""
     trainer = prepare_trainer(make_trainer(settings))
     trainer.train()
     last = {k: v for entry in trainer.state.log_history for k, v in entry.items()}
-    total = sum(p.detach().double().sum().item() for p in trainer.model.parameters())
-    ray.train.report({**last, "sum_of_weights": total, "processes": trainer.args.world_size})
+    metrics = {**last, "processes": trainer.args.world_size}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.save_model(folder)
+        first = ray.train.get_context().get_world_rank() == 0
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder) if first else None)
 
 
-def run(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train on all workers; return what the first one reported."""
+def run(settings: dict[str, Any]) -> ray.train.Result:
+    """Train on all workers; return what the first one reported: `metrics`, and the model in `checkpoint`."""
     trainer = TorchTrainer(
         train_on_worker,
         train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(num_workers=settings["workers"], use_gpu=settings["use_gpu"]),
         torch_config=TorchConfig(backend="nccl" if settings["use_gpu"] else "gloo"),
+        run_config=ray.train.RunConfig(storage_path=settings["storage"]),
     )
-    metrics: dict[str, Any] = trainer.fit().metrics
-    return metrics
+    return trainer.fit()
 
 
 def main() -> None:
@@ -75,7 +80,10 @@ def main() -> None:
     parser.add_argument("--scope", choices=["batch", "device", "micro_batch"], default="batch", help="sam_scope")
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=8, help="of one worker")
-    print(run(vars(parser.parse_args())))
+    parser.add_argument("--storage", default=str(Path("outputs/ray").resolve()), help="folder that all machines share")
+    result = run(vars(parser.parse_args()))
+    print(result.metrics)
+    print(result.checkpoint)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ def test_the_peaks_and_the_end_of_warm_up_are_those_of_the_run(name: str, tensor
     make, warmup = SCHEDULERS[name]
     if tensors and name in ("cyclic", "cyclic, falling", "one's own"):
         return  # torch's own need numbers there
+    if tensors and name == "one after the other" and torch.__version__ < "2.7":
+        return  # whose warm-up then ends one step before it should
     optimizer = two_groups(tensors)
     scheduler = make(optimizer)
     before = copy.deepcopy(optimizer.state_dict()), repr(scheduler.state_dict())

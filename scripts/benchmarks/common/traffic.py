@@ -88,7 +88,7 @@ def step(engine: str, scope: str | None, weights: Weights, *, micro_batches: int
     if scope == "device" or (scope == "micro_batch" and engine.startswith("ZeRO")):
         return None
     if engine.startswith("ZeRO"):
-        return _zero(scope, weights)
+        return _zero(scope, weights, micro_batches if engine == "ZeRO 2" else 1)
     return _fully_sharded(scope, weights, micro_batches, shards if engine == "HSDP" else None)
 
 
@@ -104,24 +104,27 @@ def _ddp(scope: str | None, weights: Weights) -> Step:
 
 
 def _fully_sharded(scope: str | None, weights: Weights, micro_batches: int, shards: int | None) -> Step:
-    """FSDP2 gathers the weights for each forward and again for each backward; HSDP has several copies of them."""
+    """FSDP2 gathers the weights for each forward and again for each backward.
+
+    It reduces at the last micro-batch. HSDP, as transformers sets it up, leaves only the copies' reduction for that.
+    """
     over = "all" if shards is None else "shards"
     gathered, reduced = weights.gathered * weights.count, weights.gradient * weights.count + weights.tied
     gathers = [
         Collective("all-gather", gathered, over, "forward"),
         Collective("all-gather", gathered - weights.kept, over, "backward"),
     ]
-    reduces = [Collective("reduce-scatter", reduced, over, "backward")]
-    if shards is not None:
-        reduces.append(Collective("all-reduce", reduced / shards, "copies", "backward"))
     reductions = micro_batches if scope == "micro_batch" else 1
-    one = gathers * micro_batches + reduces * reductions
+    scattered = reductions if shards is None else micro_batches
+    one = gathers * micro_batches + [Collective("reduce-scatter", reduced, over, "backward")] * scattered
+    if shards is not None:
+        one += [Collective("all-reduce", reduced / shards, "copies", "backward")] * reductions
     return Step([one], []) if scope is None else Step([one, one], [NORM] * reductions)
 
 
-def _zero(scope: str | None, weights: Weights) -> Step:
+def _zero(scope: str | None, weights: Weights, reductions: int) -> Step:
     """DeepSpeed gathers the new weights once a step; SAM reads both whole gradients in float32, tensor by tensor."""
-    once = [Collective("all-reduce", weights.gradient * weights.count)]
+    once = [Collective("all-reduce", weights.gradient * weights.count)] * reductions
     rest = [
         Collective("all-gather", weights.gathered * weights.count),
         Collective("all-reduce", 8),  # whether it overflowed, and its norm
