@@ -28,7 +28,8 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow test-distributed test-all test-everything test-floor lint docs format bench results gpu clean
+.PHONY: help setup run test test-slow test-distributed test-all test-everything test-floor test-floor-fast lint docs format bench results \
+  gpu dist clean
 
 # Nothing here needs the network once the packages are installed.
 test test-% run bench results: export HF_HUB_OFFLINE = 1
@@ -64,6 +65,9 @@ test-floor: $(STAMP_LOWEST)  ## test-all with the lowest supported versions (lar
 	@$(VENV_LOWEST)/bin/python -m pytest $(PARALLEL) -m "not distributed and not everything" $(PYTEST_ARGS)
 	@$(VENV_LOWEST)/bin/python -m pytest -m "$(DISTRIBUTED)" $(PYTEST_ARGS)
 
+test-floor-fast: $(STAMP_LOWEST)  ## the fast tests with them
+	@$(VENV_LOWEST)/bin/python -m pytest $(PARALLEL) -m "$(FAST)" $(PYTEST_ARGS)
+
 lint: $(STAMP)  ## style, format, types, and the documentation
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -91,6 +95,11 @@ gpu: $(STAMP)  ## with a CUDA device, under 10 minutes a stage: make gpu STAGE=s
 	  --output scripts/benchmarks/results/bench/gpu.json; \
 	else $(VENV)/bin/python scripts/benchmarks/compare.py scripts/benchmarks/grids/gpu_$(STAGE).yaml --data "$(DATA)" \
 	  --output scripts/benchmarks/results/gpu_$(STAGE) --minutes 8 || [ $$? = 1 ]; fi  # 1: there is more to run
+
+dist: $(STAMP)  ## the wheel and the source archive as they would be published, into dist/
+	@rm -rf dist
+	@$(VENV)/bin/python -m build --no-isolation --outdir dist .
+	@$(VENV)/bin/python -m twine check --strict dist/*
 
 clean:  ## remove the virtual environments, build files and caches; outputs stay
 	@rm -rf $(VENV) $(VENV_LOWEST) build dist site *.egg-info .bench .pytest_cache .ruff_cache .mypy_cache .hypothesis

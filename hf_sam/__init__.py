@@ -36,7 +36,7 @@ from hf_sam.variants import (
 
 name_the_package(__name__)
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022 (by subject, not by letter)
     # trainers

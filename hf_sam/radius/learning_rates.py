@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,6 +89,12 @@ class LearningRates:
         return self._first_peak
 
     def _run_ahead(self, steps: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the scheduler warns of, it will say in the run
+            self._find_peaks(steps)
+        self._scheduler = None  # it may hold much
+
+    def _find_peaks(self, steps: int) -> None:
         self._peaks = self._optimizer.rates()
         top, at, rises = max(self._peaks, default=0.0), 0, True
         for step, rates in self._coming(steps):
@@ -97,7 +104,6 @@ class LearningRates:
                 top, at = highest, step
             rises = rises and highest >= top * (1 - SLACK)
             self._first_peak = at
-        self._scheduler = None  # it may hold much
 
     def _coming(self, steps: int) -> Iterator[tuple[int, list[float]]]:
         """Yield the steps of the run after the first one, or some of a long one, with the rates of the groups."""

@@ -76,6 +76,13 @@ def said() -> Any:
     logging.getLogger("transformers").removeHandler(handler)
 
 
+@pytest.fixture
+def renamed() -> None:
+    """Skip where ViT's tensors are called in memory what they are called in the file."""
+    if not any(name.startswith("vit.layers.") for name in vit(0).state_dict()):
+        pytest.skip("a transformers that does not rename ViT's tensors, as up to 5.5.4")
+
+
 def trainer(model: nn.Module, folder: Path, variant: str | None = "sam") -> Trainer:
     args = TrainingArguments(str(folder / "out"), report_to=[], use_cpu=True, seed=3)
     if variant is None:
@@ -135,6 +142,7 @@ def test_what_a_checkpoint_lacks_is_said_as_the_trainer_says_it(
     assert "encoder.layer.1.output.dense.weight" in found
 
 
+@pytest.mark.usefixtures("renamed")
 @pytest.mark.parametrize("settings", [{}, SHARDED], ids=["one file", "sharded"])
 def test_without_a_variant_the_trainer_loads_and_speaks(settings: Any, tmp_path: Path, said: Said) -> None:
     vit(1).save_pretrained(tmp_path / "saved", **settings)
@@ -150,6 +158,7 @@ def test_without_a_variant_the_trainer_loads_and_speaks(settings: Any, tmp_path:
     assert others(models[0], models[1]) == set()
 
 
+@pytest.mark.usefixtures("renamed")
 def test_of_a_renamed_checkpoint_only_what_it_lacks_is_said_and_stays(tmp_path: Path, said: Said) -> None:
     saved, model = vit(1), vit(2)
     saved.save_pretrained(tmp_path / "saved")
@@ -186,6 +195,7 @@ def test_tied_weights_are_not_said_to_be_missing(settings: Any, tmp_path: Path, 
     assert "missing" not in said.text
 
 
+@pytest.mark.usefixtures("renamed")
 def test_a_checkpoint_with_other_shapes_is_an_error_in_one_line(tmp_path: Path) -> None:
     vit(1).save_pretrained(tmp_path / "saved")
     torch.manual_seed(2)
