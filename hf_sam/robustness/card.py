@@ -63,5 +63,5 @@ def add_to_card(card: str | Path, report: Report, main: str | None = None) -> No
 def shown(metric: str, value: float | None, sign: str = "") -> str:
     """Return a score as people write it: shares in percent, others with four digits; a dash where there is none."""
     if value is None:
-        return "–"
+        return "-"
     return f"{100 * value:{sign}.1f} %" if metric_of(metric).percent else f"{value:{sign}.4g}"
