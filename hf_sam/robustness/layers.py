@@ -76,7 +76,7 @@ def replace_weights(layers: Mapping[str, Layer], change: Callable[[Layer], Tenso
     with torch.no_grad():
         changed = {name: change(layer) for name, layer in layers.items()}
     for name, layer in layers.items():
-        layer.module.weight = nn.Parameter(changed[name], requires_grad=False)  # type: ignore[assignment]
+        layer.module.weight = nn.Parameter(changed[name], requires_grad=False)
         count += changed[name].numel()
     return count
 

@@ -7,6 +7,7 @@ Markers stand where something was measured, and no line joins them; an error bar
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -88,7 +89,7 @@ def against_sparsity(reports: Reports, metric: str) -> Figure:
     found = list(_first(reports).of("pruning"))
     points = [(BASE, 0.0), *((each.condition.name, 100 * (each.condition.level or 0)) for each in found)]
     figure, axes = _one()
-    step = min((b - a for (_, a), (_, b) in zip(points[1:], points[2:], strict=False)), default=10.0)
+    step = min((b - a for (_, a), (_, b) in itertools.pairwise(points)), default=10.0)
     for i, name in enumerate(reports):
         x = [at + _beside(i, len(reports), 0.3 * step) for _, at in points]
         _points(axes, i, name, x, [_seeds(reports[name], condition, metric) for condition, _ in points], metric)

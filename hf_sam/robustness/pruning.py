@@ -28,7 +28,7 @@ def prune_weights(model: nn.Module, share: float, scope: str = "global") -> int:
         kept = {name: _largest(weight.reshape(-1), share) for name, weight in weights.items()}
     else:
         together = _largest(torch.cat([weight.reshape(-1) for weight in weights.values()]), share)
-        parts = together.split([weight.numel() for weight in weights.values()])
+        parts = torch.split(together, [weight.numel() for weight in weights.values()])
         kept = dict(zip(weights, parts, strict=True))
     replace_weights(layers, lambda layer: weights[layer.name] * kept[layer.name].view(layer.weight.shape))
     return sum(int((~mask).sum()) for mask in kept.values())

@@ -29,6 +29,7 @@ def other(model: nn.Module, seed: int = 1) -> nn.Module:
     return changed
 
 
+@pytest.mark.slow
 def test_one_checkpoint_each_is_compared_over_examples() -> None:
     model, examples = small("vit")
     examples = examples * 4
@@ -127,6 +128,7 @@ def test_a_head_for_other_labels_stays_and_other_models_are_refused() -> None:
         one.merged([small("vit")[0]])
 
 
+@pytest.mark.slow
 def test_checkpoints_are_loaded_and_a_drawn_head_is_not_merged(tmp_path: Any) -> None:
     from tests.sharpness.test_untouched import streams
 
@@ -149,6 +151,7 @@ def test_checkpoints_are_loaded_and_a_drawn_head_is_not_merged(tmp_path: Any) ->
 # ----------------------------------------------------------------------------------------------------------------------
 # The model card
 # ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_card_has_one_section_of_the_last_report(tmp_path: Any) -> None:
     model, examples = small("vit")
     report = RobustnessAnalyzer(model, examples, processing_class=Processor(), calibration=examples[:4]).report(**QUICK)

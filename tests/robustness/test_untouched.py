@@ -84,6 +84,7 @@ def test_nor_when_it_ends_in_the_middle(measure: str, error: type[BaseException]
     assert one.as_trained().scores == RobustnessAnalyzer(model, examples, batch_size=4).as_trained().scores
 
 
+@pytest.mark.slow
 def test_conditions_leave_no_trace_in_each_other() -> None:
     model, examples = small("vit")
     one = RobustnessAnalyzer(model, examples)
@@ -94,7 +95,8 @@ def test_conditions_leave_no_trace_in_each_other() -> None:
     assert one.quantised(4).scores == RobustnessAnalyzer(model, examples).quantised(4).scores
 
 
-def test_statistics_of_batch_normalisation_stay(tmp_path: Any) -> None:
+@pytest.mark.slow
+def test_statistics_of_batch_normalisation_stay() -> None:
     model, examples = small("resnet")
     model.train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
