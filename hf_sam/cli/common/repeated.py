@@ -38,7 +38,7 @@ def count_repeated_images(train: Images, other: Images) -> int:
 
 
 def _files(images: Images) -> list[dict[str, Any]]:
-    return images.files.cast_column(images.column, ImageFeature(decode=False))[images.column][:]
+    return images.rows.cast_column(images.column, ImageFeature(decode=False))[images.column][:]
 
 
 def _size(file: dict[str, Any]) -> int:
