@@ -23,7 +23,7 @@ LEVELS = {
     "_checks": 1, "_model_card": 1, "step_context": 1, "parameters": 1, "vectors": 1,
     "gate": 2, "variants": 2,
     "radius": 3, "step": 3,
-    "config": 4, "functional": 4, "sharpness": 4,
+    "config": 4, "functional": 4, "robustness": 4, "sharpness": 4,
     "engines": 5,
     "trainer": 6,
     "rho_search": 7,
@@ -34,6 +34,7 @@ AT_THE_TOP = 18  # entries of the package's folder, `__init__.py`, `__main__.py`
 TORCH_ONLY = 4  # up to this level a module works in a hand-written loop
 TORCH_PACKAGES = {"torch", "safetensors"}
 SHARPNESS_PACKAGES = {"matplotlib", "numpy", "scipy", "transformers"}  # for hf_sam.sharpness alone
+ROBUSTNESS_PACKAGES = {"matplotlib", "numpy", "transformers"}  # for hf_sam.robustness, which asks late for the others
 TRAINER_PACKAGES = {"accelerate", "huggingface_hub", "transformers"}
 COMMANDS = f"{PACKAGE}.cli"  # whose own extra brings packages, and which talks to its user
 COMMAND_PACKAGES = {
@@ -98,6 +99,8 @@ def bad_imports(module: str, source: str, known: set[str]) -> Iterator[str]:
     allowed = {PACKAGE, *sys.stdlib_module_names, *TORCH_PACKAGES, *(TRAINER_PACKAGES if level > TORCH_ONLY else ())}
     if module.startswith(f"{PACKAGE}.sharpness"):
         allowed |= SHARPNESS_PACKAGES
+    if module.startswith(f"{PACKAGE}.robustness"):
+        allowed |= ROBUSTNESS_PACKAGES
     if module.startswith(COMMANDS):
         allowed |= COMMAND_PACKAGES
     for name in imported(source):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are the probabilities right? Calibration errors, the bins of a reliability diagram, temperature scaling."""
+"""Calibration: how far probabilities are from being right, bins of a reliability diagram, temperature scaling."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare checkpoints under the same conditions: is one more robust, or is it the choice of examples, or the seed?"""
+"""Compare checkpoints under the same conditions, in pairs, with intervals over examples or seeds."""
 
 from __future__ import annotations
 

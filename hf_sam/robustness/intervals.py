@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far can a difference be from what it would be on all examples? A jackknife over folds."""
+"""Intervals for what a difference would be on other examples: a jackknife over folds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good are the answers? Every score of a set of predictions, by its name."""
+"""Every score of a set of predictions, by its name."""
 
 from __future__ import annotations
 

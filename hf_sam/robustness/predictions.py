@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does a model answer, and what should it have answered? Logits and labels, in the order of the examples."""
+"""The answers of a model and what they should have been: logits and labels, in the order of the examples."""
 
 from __future__ import annotations
 

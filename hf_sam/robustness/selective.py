@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often is a model wrong where it is sure? Answers from the most confident one on."""
+"""The share of wrong answers where a model is sure: answers from the most confident one on."""
 
 from __future__ import annotations
 
