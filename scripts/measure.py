@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How flat is the loss around a checkpoint, and is one flatter than another? A table, figures, a report to turn around.
+"""How flat is the loss around checkpoints, what is left of them after rounding, pruning, noise? A table and a report.
 
     python scripts/measure.py outputs/digits-sam
-    python scripts/measure.py adamw=runs/adamw sam=runs/sam --task sst2 --train_file train.parquet --examples 256
+    python scripts/measure.py --robustness adamw=runs/adamw sam=runs/sam --task sst2 --train_file train.parquet
+    python scripts/measure.py --robustness adamw=runs/a1,runs/a2,runs/a3 sam=runs/s1,runs/s2,runs/s3
 
 Takes checkpoints of one architecture, each as FOLDER or NAME=FOLDER (or a name on the Hub), and what finetune.py takes
-to say which data: the loss is that of the training examples. All checkpoints see the same examples, tokenised for the
-first one. Writes report.json, report.html (no network is needed to open it) and figures into --report.
+to say which data. Several folders of one name are seeds, which are compared in pairs, for robustness only: flatness is
+that of the first. The loss is that of the training examples, robustness is measured on the evaluation examples. All
+checkpoints see the same examples, tokenised for the first one. Writes report.json, report.html (no network is needed to
+open it) and figures into --report.
 """
 
 from __future__ import annotations

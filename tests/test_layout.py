@@ -38,7 +38,7 @@ ROBUSTNESS_PACKAGES = {"matplotlib", "numpy", "transformers"}  # for hf_sam.robu
 TRAINER_PACKAGES = {"accelerate", "huggingface_hub", "transformers"}
 COMMANDS = f"{PACKAGE}.cli"  # whose own extra brings packages, and which talks to its user
 COMMAND_PACKAGES = {
-    "datasets", "evaluate", "matplotlib", "numpy", "peft", "PIL", "plotly", "pyarrow", "rich", "scipy", "sklearn",
+    "datasets", "evaluate", "matplotlib", "numpy", "peft", "PIL", "pyarrow", "rich", "scipy", "sklearn",
     "tqdm", "yaml",
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 PROGRAMS = {
     "finetune": "fine-tune a model, or train one from scratch",
     "find-rho": "find the radius that a run should start with",
-    "measure": "measure how flat the loss is around checkpoints",
+    "measure": "measure how flat the loss is around checkpoints, and how robust they are",
 }
 WITHOUT_EXTRA = 'hf-sam %s needs the package %r: pip install "hf-sam[cli]"'
 

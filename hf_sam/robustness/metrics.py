@@ -90,7 +90,8 @@ MAIN = {"classification": "accuracy", "multilabel": "accuracy", "regression": "r
 
 def metric_of(name: str) -> Metric:
     """Return how a score is read; one of the user's by its own name."""
-    return METRICS.get(name, Metric(name, "From compute_metrics.", 1))
+    plain = name.replace("_", " ")
+    return METRICS.get(name, Metric(plain[:1].upper() + plain[1:], "As compute_metrics says it.", 1))
 
 
 def scores(

@@ -21,6 +21,11 @@ from hf_sam.sharpness.plots import COLOURS, GREY, STYLES
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FILLS = ("full", "none")
+RELIABILITY = (
+    "Reliability: how often an answer is right, by how sure the model is of it. On the dotted line they are the same; "
+    "below it the model is too sure. Larger markers stand for more examples"
+)
+RISK_COVERAGE = "Risk and coverage: wrong answers when only the examples are answered that the model is surest of"
 Reports = Mapping[str, Sequence[Report]]
 """By the model's name, one for each seed."""
 
@@ -91,7 +96,7 @@ def against_sparsity(reports: Reports, metric: str) -> Figure:
     figure, axes = _one()
     step = min((b - a for (_, a), (_, b) in itertools.pairwise(points)), default=10.0)
     for i, name in enumerate(reports):
-        x = [at + _beside(i, len(reports), 0.3 * step) for _, at in points]
+        x = [at + _offset(i, len(reports), 0.3 * step) for _, at in points]
         _points(axes, i, name, x, [_seeds(reports[name], condition, metric) for condition, _ in points], metric)
     axes.set_xticks([at for _, at in points])
     _finish(axes, "weights set to zero, the smallest first (%)", _title(metric))
@@ -110,7 +115,7 @@ def against_severity(reports: Reports, kind: str, metric: str) -> Figure:
     figure, axes = _one()
     points = [(BASE, 0.0), *((each.condition.name, float(each.condition.level or 0)) for each in found)]
     for i, name in enumerate(reports):
-        x = [at + _beside(i, len(reports), 0.3) for _, at in points]
+        x = [at + _offset(i, len(reports), 0.3) for _, at in points]
         _points(axes, i, name, x, [_seeds(reports[name], condition, metric) for condition, _ in points], metric)
     axes.set_xticks([at for _, at in points], ["none", *(f"{at:g}" for _, at in points[1:])])
     _finish(axes, f"severity: {kind}", _title(metric))
@@ -132,7 +137,7 @@ def over_conditions(reports: Reports, group: str, metric: str) -> Figure:
 def _over_names(reports: Reports, names: Sequence[str], metric: str, label: str) -> Figure:
     figure, axes = _one()
     for i, name in enumerate(reports):
-        x = [at + _beside(i, len(reports), 0.3) for at in range(len(names))]
+        x = [at + _offset(i, len(reports), 0.3) for at in range(len(names))]
         _points(axes, i, name, x, [_seeds(reports[name], condition, metric) for condition in names], metric)
     axes.set_xticks(range(len(names)), [each.replace(" ", "\n", 1) for each in names])
     _finish(axes, label, _title(metric))
@@ -158,7 +163,7 @@ def _first(reports: Reports) -> Report:
     return next(iter(reports.values()))[0]
 
 
-def _beside(i: int, count: int, width: float) -> float:
+def _offset(i: int, count: int, width: float) -> float:
     """Return how far to the side a model's markers stand, so that equal scores do not hide each other."""
     return width * (i - (count - 1) / 2) / max(1, count - 1)
 
@@ -197,26 +202,28 @@ def _finish(axes: Any, x: str, y: str) -> None:
         axes.figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
 
 
-def figures(reports: Reports, metric: str) -> dict[str, Figure]:
-    """Return every figure that there is something to draw in, by its caption.
+def figures(reports: Reports, metric: str) -> dict[str, tuple[str, Figure]]:
+    """Return every figure that there is something to draw in, with its caption, by the name of a file.
 
     Args:
         reports: of several models.
         metric: the score to draw against bits, sparsity and severity.
     """
-    first = _first(reports)
+    first, title = _first(reports), metric_of(metric).title
     groups = {each.condition.group for each in first.measurements.values()}
-    drawn: dict[str, Figure] = {}
+    drawn: dict[str, tuple[str, Figure]] = {}
     if first[BASE].reliability:
-        drawn["Reliability: how often an answer is right, by how sure the model is"] = reliability(reports)
-        drawn["Risk and coverage: wrong answers among the surest ones"] = risk_coverage(reports)
+        drawn["reliability"] = RELIABILITY, reliability(reports)
+        drawn["risk_coverage"] = RISK_COVERAGE, risk_coverage(reports)
     if "quantisation" in groups:
-        drawn[f"{metric_of(metric).title} with weights in few bits"] = against_bits(reports, metric)
+        drawn["bits"] = f"{title} with weights in few bits, not trained after rounding", against_bits(reports, metric)
     if "pruning" in groups:
-        drawn[f"{metric_of(metric).title} with the smallest weights set to zero"] = against_sparsity(reports, metric)
+        caption = f"{title} with the smallest weights set to zero, not trained after it"
+        drawn["sparsity"] = caption, against_sparsity(reports, metric)
     for kind in dict.fromkeys(each.condition.kind for each in first.of("corruption")):
-        drawn[f"{metric_of(metric).title} on corrupted inputs: {kind}"] = against_severity(reports, kind, metric)
-    for group, what in (("shift", "on other data"), ("merging", "after merging")):
+        caption = f"{title} on corrupted inputs: {kind}"
+        drawn[f"corruption_{kind.replace(' ', '_')}"] = caption, against_severity(reports, kind, metric)
+    for group, what in (("shift", "on other data"), ("merging", "after merging with other checkpoints")):
         if group in groups:
-            drawn[f"{metric_of(metric).title} {what}"] = over_conditions(reports, group, metric)
+            drawn[group] = f"{title} {what}", over_conditions(reports, group, metric)
     return drawn

@@ -54,7 +54,7 @@ class RiskCoverage:
     """The share of wrong answers among the most confident ones.
 
     Attributes:
-        coverage: share of the examples that are answered, at most 200 points, the last one 1.
+        coverage: share of the examples that are answered, at most 100 points, the last one 1.
         risk: share of these that are wrong.
     """
 

@@ -10,7 +10,7 @@ from hf_sam.robustness.results import RiskCoverage
 
 COVERAGE = 0.8
 """Share of the examples that selective accuracy answers."""
-POINTS = 200
+POINTS = 100
 
 
 def risks(p: Array, labels: Array) -> Array:
