@@ -88,7 +88,7 @@ class RobustnessAnalyzer:
                 "measured makes it look calibrated."
             )
         self.model = bare(model, OWNER)
-        self.kind = kind_of(model) if kind is None else checked_choice(f"{OWNER}(kind=...)", kind, KINDS)
+        self.kind = kind_of(self.model) if kind is None else checked_choice(f"{OWNER}(kind=...)", kind, KINDS)
         if calibration is not None and self.kind not in ("classification", "multilabel"):
             raise ValueError(f"`{OWNER}(calibration=...)` is for classifiers, and the model's kind is {self.kind}.")
         self.processing_class, self.compute_metrics, self.seed = processing_class, compute_metrics, seed

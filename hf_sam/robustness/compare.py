@@ -80,7 +80,7 @@ def compare(
         models: by name, one checkpoint or a list; a folder or name is loaded as the class that its config says.
         dataset: for all of them.
         baseline: a name; the first one without it.
-        folds: of the examples, >= 2.
+        folds: of the examples, >= 2; fewer where a data set has not so many.
         conditions: arguments of `RobustnessAnalyzer.report`.
         progress: wraps the iterable of the loop over conditions, as `tqdm.tqdm` does.
         analyzer: arguments of `RobustnessAnalyzer`.
@@ -125,6 +125,7 @@ def compared(
     kept = {name: list(found) for name, found in reports.items()}
     over = SEEDS if len(kept[baseline]) > 1 else EXAMPLES
     common = [name for name in kept[baseline][0].measurements if all(name in r.measurements for r in _all(kept))]
+    folds = min([folds, *(report[name].examples for report in _all(kept) for name in common)])
     differences: Table = {name: {} for name in common}
     drops: Table = {name: {} for name in common}
     parts = {} if over == SEEDS else {name: left_out(kept[name][0], common, folds, compute_metrics) for name in names}
@@ -147,6 +148,9 @@ def _check_alike(reports: Mapping[str, Sequence[Report]]) -> None:
     counts = {name: len(found) for name, found in reports.items()}
     if len(set(counts.values())) > 1 or not all(counts.values()):
         raise ValueError(f"`compare(models)` needs the same seeds for each, got {counts} checkpoints.")
+    least = min(each.examples for report in _all(reports) for each in report.measurements.values())
+    if least < 2:
+        raise ValueError(f"`compare(dataset)` needs two examples or more for an interval, got {least}.")
     for setting in ("examples", "seed", "kind"):
         found = {str(report.settings[setting]) for report in _all(reports)}
         if len(found) > 1:

@@ -163,6 +163,8 @@ def _roc_auc(p: Array, labels: Array) -> float:
 def _of_numbers(answers: Array, labels: Array) -> dict[str, float]:
     metrics, stats = needed("sklearn.metrics"), needed("scipy.stats")
     answers, labels = answers.astype(np.float64), labels.astype(np.float64)
+    if not np.isfinite(answers).all():
+        return dict.fromkeys(("rmse", "mae", "r2", "pearson", "spearman"), float("nan"))
     varied = len(answers) > 1 and np.ptp(answers) > 0 and np.ptp(labels) > 0
     return {
         "rmse": float(np.sqrt(metrics.mean_squared_error(labels, answers))),

@@ -18,6 +18,8 @@ from hf_sam.sharpness.examples import Examples, base_of
 
 Array = NDArray[Any]
 KINDS = ("classification", "multilabel", "regression", "causal_lm")
+OTHERS = ("ConditionalGeneration", "QuestionAnswering", "MaskedLM", "Detection", "Seq2Seq", "PreTraining")
+"""Parts of the names of classes that answer something else."""
 IGNORED = -100
 """The label that says that nothing is asked there."""
 
@@ -64,10 +66,11 @@ def kind_of(model: nn.Module) -> str:
         NotImplementedError: if that is something else than a class, several labels, a number or the next token.
     """
     inner = base_of(model)
-    name, config = type(inner).__name__, getattr(inner, "config", None)
-    if name in set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()):
+    config, name = getattr(inner, "config", None), type(inner).__name__
+    names = {each.__name__ for each in type(inner).__mro__}  # a user's subclass answers what its parent does
+    if names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()) or name.endswith(("ForCausalLM", "LMHeadModel")):
         return "causal_lm"
-    if any(word in name for word in ("ConditionalGeneration", "QuestionAnswering", "MaskedLM", "Detection", "Seq2Seq")):
+    if any(word in each for each in names for word in OTHERS):
         raise NotImplementedError(
             f"`RobustnessAnalyzer(model, ...)` measures classifiers, regressors and causal language models, and {name} "
             "is none of them."

@@ -62,6 +62,13 @@ def test_perplexity_is_that_of_the_models_loss() -> None:
     assert counts.tolist() == [int((e["labels"][1:] != -100).sum()) for e in examples]
 
 
+def test_a_subclass_of_a_language_model_is_one() -> None:
+    model, examples = small("gpt2")
+    model.__class__ = type("Ours", (type(model),), {})
+    assert RobustnessAnalyzer(model, examples).kind == "causal_lm"
+    assert RobustnessAnalyzer(nn.DataParallel(model), examples).kind == "causal_lm"
+
+
 def test_a_regressor_and_a_classifier_of_several_labels() -> None:
     from tests.sharpness.models import bert
 

@@ -65,6 +65,15 @@ def test_several_seeds_are_compared_in_pairs() -> None:
     assert found.mean("int4 weights", "roc_auc", "sam") is not None
 
 
+def test_a_shifted_set_may_be_smaller_than_the_folds() -> None:
+    model, examples = small("vit")
+    asked = {**QUICK, "bits": (), "shifted": {"few": examples[:4]}}
+    found = compare({"a": model, "b": other(model)}, examples, conditions=asked)
+    a, b = (found.reports[name][0].drop("few", "nll") for name in "ab")
+    drop = found.drops["few"]["nll"]["b"]
+    assert drop.low < drop.mean == pytest.approx(b - a) < drop.high
+
+
 def test_a_model_does_not_differ_from_itself() -> None:
     model, examples = small("bert")
     found = compare({"a": model, "b": model}, examples, folds=3, conditions=QUICK)
@@ -93,6 +102,9 @@ def test_reports_that_do_not_belong_together_are_refused() -> None:
     fewer = RobustnessAnalyzer(model, examples[:5]).report(**QUICK)
     with pytest.raises(ValueError, match="the same examples for each, got 5, 9"):
         compared({"a": [first], "b": [fewer]})
+    alone = RobustnessAnalyzer(model, examples[:1]).report(**QUICK)
+    with pytest.raises(ValueError, match="needs two examples or more for an interval, got 1"):
+        compared({"a": [alone], "b": [alone]})
     with pytest.raises(ValueError, match="the same seeds for each"):
         compared({"a": [first], "b": [first, first]})
 

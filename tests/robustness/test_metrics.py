@@ -147,6 +147,7 @@ def test_what_is_not_defined_is_none() -> None:
     assert broken["nll"] is None
     assert broken["accuracy"] is not None
     assert scores(answers("regression", np.ones(4), np.arange(4.0)))["pearson"] is None
+    assert scores(answers("regression", np.full(4, np.nan), np.arange(4.0)))["rmse"] is None
     assert set(MAIN.values()) <= set(METRICS)
 
 

@@ -71,7 +71,7 @@ def _differences(comparison: Any) -> list[str]:
         lines.append(page.Line(row.title, row.help, cells))
     said = (
         f"Mean difference to {comparison.baseline} over {len(comparison.folds)} folds of {min(comparison.folds)} or "
-        "more examples, and its 95 % interval: over the choice of examples, not over training runs. A fold's curvature is "
-        "larger than that of all examples. In bold where zero is not in the interval."
+        "more examples, and its 95 % interval: over the choice of examples, not over training runs. A fold's curvature "
+        "is larger than that of all examples. In bold where zero is not in the interval."
     )
     return ["<h3>Differences</h3>", page.paragraph(said), page.table(others, lines)]
