@@ -206,8 +206,13 @@ class RobustnessAnalyzer:
             conditions: arguments of `hf_sam.robustness.plan.planned`: `bits`, `group`, `dynamic`, `shares`,
                 `corruptions`, `severities`, `shifted`, `others`, `origin`, `alphas`.
         """
-        found = [measure() for measure in progress(planned(self, **conditions))]
-        return Report(measurements={each.condition.name: each for each in found}, settings=dict(self.settings))
+        found: dict[str, Measurement] = {}
+        for measure in progress(planned(self, **conditions)):
+            each = measure()
+            if each.condition.name in found:
+                raise ValueError(f"`report(...)` asks for {each.condition.name!r} twice: give each its own name.")
+            found[each.condition.name] = each
+        return Report(measurements=found, settings=dict(self.settings))
 
     def _measured(self, condition: Condition, change: Change | None = None, on: Examples | None = None) -> Measurement:
         start = time.perf_counter()

@@ -51,6 +51,8 @@ def over_examples(ours: Parts, theirs: Parts, condition: str) -> dict[str, tuple
     found = {}
     sides = ours[condition], ours[BASE], theirs[condition], theirs[BASE]
     for metric in theirs[condition][0]:
+        if metric == "temperature":  # fitted on other examples: leaving these out says nothing about it
+            continue
         columns = [[each.get(metric) for each in side] for side in sides]
         if any(value is None for column in columns for value in column):
             continue

@@ -135,6 +135,7 @@ def test_a_report_holds_the_usual_conditions_and_goes_into_json() -> None:
         (lambda one: one.quantised(4, group=0), ValueError, r"quantised\(group=...\)` must be"),
         (lambda one: one.pruned(1.0), ValueError, r"pruned\(share=...\)` must be a finite number >= 0 and < 1"),
         (lambda one: one.pruned(0.5, scope="row"), ValueError, r"pruned\(scope=...\)` must be one of global, layer"),
+        (lambda one: one.report(bits=(4, 4), shares=(), dynamic=False), ValueError, "asks for 'int4 weights' twice"),
         (lambda one: one.merged([]), ValueError, "needs another checkpoint"),
         (lambda one: one.merged([one.model], alpha=0.5), ValueError, "both `origin` and `alpha`"),
         (lambda one: RobustnessAnalyzer(one.model, []), ValueError, r"`RobustnessAnalyzer\(dataset=...\)` must have"),

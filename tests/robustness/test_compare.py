@@ -68,7 +68,9 @@ def test_several_seeds_are_compared_in_pairs() -> None:
 def test_a_shifted_set_may_be_smaller_than_the_folds() -> None:
     model, examples = small("vit")
     asked = {**QUICK, "bits": (), "shifted": {"few": examples[:4]}}
-    found = compare({"a": model, "b": other(model)}, examples, conditions=asked)
+    found = compare({"a": model, "b": other(model)}, examples, calibration=examples[:5], conditions=asked)
+    assert "nll_scaled" in found.differences["few"]
+    assert "temperature" not in found.differences["few"]  # it is from other examples
     a, b = (found.reports[name][0].drop("few", "nll") for name in "ab")
     drop = found.drops["few"]["nll"]["b"]
     assert drop.low < drop.mean == pytest.approx(b - a) < drop.high

@@ -57,7 +57,8 @@ def first_paragraph(report: dict[str, Any], found: dict[str, Any]) -> str:
     """Return what was measured on what, when, and with what."""
     names = list(report["checkpoints"])
     count = sum(len(paths) if isinstance(paths, list) else 1 for paths in report["checkpoints"].values())
-    what = f"{' and '.join(names)}, {count} checkpoints" if count > 1 else f"{names[0]}, one checkpoint"
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    what = f"{listed}, {count} checkpoints" if count > 1 else f"{listed}, one checkpoint"
     date = datetime.datetime.fromisoformat(report["measured"])
     said = [
         f"This report is about {what} of {found['kind']}, measured on {date:%d %B %Y} on the task {report['task']}."
