@@ -139,6 +139,7 @@ def _measured(options: argparse.Namespace, args: Any, training: Any) -> dict[str
     found: dict[str, Any] = {
         "models": {}, "comparison": None, "lines": {}, "robustness": None,
         "task": args.task, "metric": options.metric, "kind": type(first).__name__,
+        "sources": dict(task.facts.sources),
         "loss_unit": "loss (squared error)" if regression else "loss (nats)",
     }  # fmt: skip
     settings = {"batch_size": options.batch, "seed": training.seed, "data_collator": task.data_collator}

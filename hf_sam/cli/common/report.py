@@ -44,6 +44,7 @@ def as_dict(options: Any, found: dict[str, Any]) -> dict[str, Any]:
         "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": found["command"],
         "task": found["task"],
+        "data": found["sources"],
         "checkpoints": {name: paths[0] if len(paths) == 1 else paths for name, paths in options.named.items()},
         "models": {name: each.as_dict() for name, each in found["models"].items()},
         "comparison": asdict(found["comparison"]) if found["comparison"] else None,
@@ -87,6 +88,7 @@ def _provenance(report: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]
     rows = {"date": report["measured"], "command": report["command"]}
     rows |= {f"checkpoint {name}": path for name, path in report["checkpoints"].items()}
     rows["model"] = found["kind"]
+    rows |= {f"{split} data": where for split, where in found["sources"].items()}
     if found["models"]:
         settings = next(iter(found["models"].values())).report["settings"]
         rows["flatness"] = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
