@@ -2,7 +2,7 @@
 """Measure how flat the loss is around checkpoints, and compare them: `hf-sam measure` for a checkout.
 
 python scripts/measure.py outputs/digits-sam
-python scripts/measure.py adamw=runs/adamw sam=runs/sam --task sst2 --train_file train.parquet --examples 256
+python scripts/measure.py --robustness adamw=runs/adamw sam=runs/sam --task sst2 --train_file train.parquet
 """
 
 from __future__ import annotations

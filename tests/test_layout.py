@@ -23,7 +23,7 @@ LEVELS = {
     "_checks": 1, "_model_card": 1, "step_context": 1, "parameters": 1, "vectors": 1,
     "gate": 2, "variants": 2,
     "radius": 3, "step": 3,
-    "config": 4, "functional": 4, "sharpness": 4,
+    "config": 4, "functional": 4, "robustness": 4, "sharpness": 4,
     "engines": 5,
     "trainer": 6,
     "rho_search": 7,
@@ -35,10 +35,11 @@ TORCH_ONLY = 4  # up to this level a module works in a hand-written loop
 TORCH_PACKAGES = {"torch", "safetensors"}
 SHARPNESS_PACKAGES = {"matplotlib", "numpy", "scipy", "transformers"}  # for hf_sam.sharpness alone
 PLOTTING = {"hf_sam.rho_search.range_plot"}  # imported when a plot is asked for
+ROBUSTNESS_PACKAGES = {"matplotlib", "numpy", "transformers"}  # for hf_sam.robustness, which asks late for the others
 TRAINER_PACKAGES = {"accelerate", "huggingface_hub", "transformers"}
 COMMANDS = f"{PACKAGE}.cli"  # whose own extra brings packages, and which talks to its user
 COMMAND_PACKAGES = {
-    "datasets", "evaluate", "matplotlib", "numpy", "peft", "PIL", "plotly", "pyarrow", "rich", "scipy", "sklearn",
+    "datasets", "evaluate", "matplotlib", "numpy", "peft", "PIL", "pyarrow", "rich", "scipy", "sklearn",
     "tqdm", "yaml",
 }  # fmt: skip
 
@@ -101,6 +102,8 @@ def bad_imports(module: str, source: str, known: set[str]) -> Iterator[str]:
         allowed |= SHARPNESS_PACKAGES
     if module in PLOTTING:
         allowed |= {"matplotlib"}
+    if module.startswith(f"{PACKAGE}.robustness"):
+        allowed |= ROBUSTNESS_PACKAGES
     if module.startswith(COMMANDS):
         allowed |= COMMAND_PACKAGES
     for name in imported(source):

@@ -13,7 +13,7 @@ from hf_sam.cli.common.programs import Names, run_program
 PROGRAMS = {
     "finetune": "fine-tune a model, or train one from scratch",
     "find-rho": "find the radius that a run should start with",
-    "measure": "measure how flat the loss is around checkpoints",
+    "measure": "measure how flat the loss is around checkpoints, and how robust they are",
 }
 
 

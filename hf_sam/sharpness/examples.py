@@ -34,6 +34,7 @@ class Examples:
         most: at most so many examples, drawn with `seed` if there are more (the first ones, where there is no length).
         seed: also of the collator's random streams.
         columns: to keep besides those that `forward` takes; None for all.
+        owner: whose argument the data set is, for messages.
 
     Raises:
         ValueError: if there is no example.
@@ -49,15 +50,16 @@ class Examples:
         most: int,
         seed: int,
         columns: Iterable[str] | None = (),
+        owner: str = "SharpnessAnalyzer",
     ) -> None:
-        self.model, self.batch_size, self.seed = model, batch_size, seed
+        self.model, self.batch_size, self.seed, self.owner = model, batch_size, seed, owner
         self.collator = collator or _default_collator()
         taken = _accepted(model) if columns is not None else None
         self.accepted = None if taken is None or columns is None else taken | set(columns)
         with _streams_kept(model, seed):
             self.rows = [self._cleaned(e) for e in _selected(dataset, most, seed)]
         if not self.rows:
-            raise ValueError("`SharpnessAnalyzer(dataset=...)` must have at least one example, and has none.")
+            raise ValueError(f"`{owner}(dataset=...)` must have at least one example, and has none.")
         self._made: dict[int, list[Batch]] = {}
 
     def batches(self, size: int | None = None) -> list[Batch]:
@@ -67,9 +69,14 @@ class Examples:
         """
         size = min(size or self.batch_size, len(self.rows))
         if size not in self._made:
-            ordered = sorted(self.rows, key=_length, reverse=True)  # little padding, and the largest batch first
+            ordered = [self.rows[i] for i in self.order()]
             self._made = {size: self._batches_of([ordered[i : i + size] for i in range(0, len(ordered), size)])}
         return self._made[size]
+
+    def order(self) -> list[int]:
+        """Return the numbers of the examples as they stand in the batches, one batch after the other."""
+        # Little padding, and the largest batch first.
+        return sorted(range(len(self.rows)), key=lambda i: _length(self.rows[i]), reverse=True)
 
     def parts(self) -> list[Batch]:
         """Return a batch of examples of all lengths in two unequal parts, and whole: first, second, whole."""
@@ -91,13 +98,14 @@ class Examples:
     def groups(self, m: int) -> list[Examples]:
         """Return the examples in groups of m; the last one may be smaller."""
         parts = [self.rows[i : i + m] for i in range(0, len(self.rows), m)]
-        return [self._with(part) for part in parts]
+        return [self.with_rows(part) for part in parts]
 
     def folds(self, count: int) -> list[Examples]:
         """Return the examples in `count` groups of about the same size, every count-th one in each."""
-        return [self._with(self.rows[i::count]) for i in range(count)]
+        return [self.with_rows(self.rows[i::count]) for i in range(count)]
 
-    def _with(self, rows: list[Any]) -> Examples:
+    def with_rows(self, rows: list[Any]) -> Examples:
+        """Return other examples that make batches in the same way."""
         other = copy.copy(self)
         other.rows, other._made = rows, {}
         return other
@@ -112,7 +120,7 @@ class Examples:
             return dict(self.collator(examples))
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
-                f"`SharpnessAnalyzer(data_collator=...)` made no batch of {len(examples)} examples: {error} "
+                f"`{self.owner}(data_collator=...)` made no batch of {len(examples)} examples: {error} "
                 "Give the one that the Trainer has, such as DataCollatorWithPadding(tokenizer)."
             ) from error
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hf_sam.sharpness.landscape import Interpolation, Landscape
 from hf_sam.sharpness.results import Density
@@ -30,28 +31,30 @@ def spectrum(densities: Mapping[str, Density]) -> Figure:
         axes.plot(at, np.maximum(curve, 1e-30), label=name, **_line(i))
     axes.set_yscale("log")
     axes.set_ylim(bottom=1e-9 * max(max(line.get_ydata()) for line in axes.get_lines()))
-    _labelled(axes, "eigenvalue of the Hessian (loss per squared weight)", "density")
+    _labelled(axes, "eigenvalue of the Hessian (loss per squared weight)", "density (share per unit)")
     return figure
 
 
-def landscape_1d(landscapes: Mapping[str, Landscape]) -> Figure:
-    """Draw the loss along one direction from each model's weights.
+def landscape_1d(landscapes: Mapping[str, Landscape], loss: str = "loss") -> Figure:
+    """Draw the loss along one direction from each model's weights, with a dot where it was measured.
 
     Args:
         landscapes: by the model's name, in one dimension.
+        loss: what the loss is called, with its unit.
     """
     figure, axes = _one()
     for i, (name, found) in enumerate(landscapes.items()):
-        axes.plot(found.x, found.losses, label=name, **_line(i))
-    _labelled(axes, "distance (norms of the weights' rows)", "loss")
+        axes.plot(found.x, found.losses, label=name, marker="o", ms=3, **_line(i))
+    _labelled(axes, "distance (norms of the weights' rows)", loss)
     return figure
 
 
-def landscape_2d(landscapes: Mapping[str, Landscape]) -> Figure:
+def landscape_2d(landscapes: Mapping[str, Landscape], loss: str = "loss") -> Figure:
     """Draw contours of the loss on the square around each model's weights, on one scale of colours.
 
     Args:
         landscapes: by the model's name, in two dimensions.
+        loss: what the loss is called, with its unit.
     """
     figure = Figure(figsize=(3.6 * len(landscapes) + 0.6, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -67,7 +70,7 @@ def landscape_2d(landscapes: Mapping[str, Landscape]) -> Figure:
         axes.set_xlabel("first direction (row norms)")
         axes.set_aspect("equal")
     row[0].set_ylabel("second direction (row norms)")
-    figure.colorbar(drawn, ax=list(row), label="loss")
+    figure.colorbar(drawn, ax=list(row), label=loss, ticks=levels[:: max(1, len(levels) // 6)])
     return figure
 
 
@@ -91,24 +94,25 @@ def surface(landscapes: Mapping[str, Landscape]) -> Figure:
     return figure
 
 
-def interpolation(lines: Mapping[str, Interpolation], metric: str = "metric") -> Figure:
-    """Draw loss, and the metric if there is one, on the way from one model to another.
+def interpolation(lines: Mapping[str, Interpolation], metric: str = "metric", loss: str = "loss") -> Figure:
+    """Draw loss, and the metric if there is one, on the way from one model to another; a dot where it was measured.
 
     Args:
         lines: by name, such as "adamw to sam".
         metric: what the metric is called.
+        loss: what the loss is called, with its unit.
     """
     figure, axes = _one()
     other: Any = None
     for i, (name, found) in enumerate(lines.items()):
-        axes.plot(found.t, found.losses, label=f"{name}: loss", **_line(i))
+        axes.plot(found.t, found.losses, label=f"{name}: loss", marker="o", ms=3, **_line(i))
         if found.metrics:
             other = other or axes.twinx()
-            style = {"color": GREY, "ls": STYLES[i % len(STYLES)], "lw": 1.2}
+            style = {"color": GREY, "ls": STYLES[i % len(STYLES)], "lw": 1.2, "marker": "s", "ms": 3}
             other.plot(found.t, found.metrics, label=f"{name}: {metric}", **style)
             other.set_ylabel(metric)
             other.spines["top"].set_visible(False)
-    _labelled(axes, "share of the way", "loss")
+    _labelled(axes, "share of the way", loss)
     return figure
 
 
@@ -148,8 +152,8 @@ def _labelled(axes: Any, x: str, y: str) -> None:
 
 
 def _levels(surfaces: Sequence[Any]) -> Any:
-    """Return heights for all surfaces: from the lowest point to where nine tenths of the points are."""
+    """Return round heights for all surfaces: from the lowest point to where nine tenths of the points are."""
     values = np.concatenate([surface.reshape(-1) for surface in surfaces])
     values = values[np.isfinite(values)]
     low, high = values.min(), np.quantile(values, 0.9)
-    return np.linspace(low, high if high > low else low + 1, 16)
+    return MaxNLocator(nbins=15, steps=(1, 2, 2.5, 5, 10)).tick_values(low, high if high > low else low + 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does scripts/measure.py measure what it says of which checkpoint, and does its report work in a browser?"""
+"""Does scripts/measure.py measure what it says of which checkpoint, and can its report be read anywhere?"""
 
 from __future__ import annotations
 
@@ -76,6 +76,9 @@ def test_the_table_is_printed(checkpoints: list[str], tmp_path: Path, capsys: py
         (["nowhere/at/all"], "--model_name_or_path nowhere/at/all cannot be loaded"),
         (["x", "--examples", "many"], "--examples"),
         (["x", "--no_such"], "--no_such"),
+        (["x", "--no_flatness"], "--no_flatness does nothing without --robustness"),
+        (["x", "--robustness", "--calibration", "2"], "--calibration must be train, test or a share"),
+        (["x", "--robustness", "--origin", "y"], "--origin needs a checkpoint to merge with"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(
@@ -88,32 +91,97 @@ def test_wrong_input_is_one_line_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
-PROBE = """<script>addEventListener("load", async () => {
-  const plot = document.querySelector(".js-plotly-plot");
-  const shown = () => plot.data.map(trace => trace.visible);
-  const before = shown();
-  [...plot.querySelectorAll(".updatemenu-button")][1].dispatchEvent(new MouseEvent("click", {bubbles: true}));
-  await new Promise(done => setTimeout(done, 300));
-  await Plotly.relayout(plot, {"scene.camera.eye": {x: 0.2, y: 2, z: 1}});
-  document.body.dataset.found = JSON.stringify({
-    before, after: shown(), eye: plot._fullLayout.scene.camera.eye, canvas: !!plot.querySelector("canvas"),
-    loaded: performance.getEntriesByType("resource").map(entry => entry.name).filter(name => !name.startsWith("data:")),
-    images: [...document.images].every(image => image.naturalWidth > 100),
-  });
-});</script>"""
+@pytest.fixture(scope="module")
+def robust(checkpoints: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("robustness")
+    more = ["--robustness", "--no_flatness", "--calibration", "0.3", "--merge", checkpoints[1], "--report", str(folder)]
+    assert measure.main([*checkpoints, *more, "--disable_tqdm", "True", "--card"]) == 0
+    return folder
+
+
+def test_robustness_is_in_the_report_the_card_and_the_figures(robust: Path, checkpoints: list[str]) -> None:
+    report = json.loads((robust / "report.json").read_text(encoding="utf-8"))
+    found = report["robustness"]
+    assert found["examples"] == "252 evaluation examples"
+    assert found["calibration"] == "108 other evaluation examples"
+    assert report["models"] == {}
+    for reports in found["reports"].values():
+        names = [each["condition"]["name"] for each in reports[0]["measurements"]]
+        assert names[:3] == ["as trained", "int8 dynamic", "int8 weights"]
+        assert {"pruned, 70 %", "jpeg, severity 5", "merged, average"} <= set(names)
+        assert reports[0]["measurements"][0]["scores"]["ece_scaled"] is not None
+    assert found["comparison"]["differences"]["int4 weights"]["accuracy"]["run-2"].keys() == {"mean", "low", "high"}
+    figures = {"reliability", "risk_coverage", "bits", "sparsity", "merging"}
+    figures |= {f"corruption_{name}" for name in ("noise", "blur", "contrast", "jpeg")}
+    assert {path.stem for path in robust.glob("*.png")} == figures
+    assert "### Robustness" in Path(checkpoints[1], "README.md").read_text(encoding="utf-8")
+
+
+def test_robustness_is_in_the_printed_table(
+    checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--robustness", "--no_flatness", "--report", str(tmp_path), "--disable_tqdm", "True"]
+    assert (
+        measure.main([f"a={checkpoints[1]},{checkpoints[1]}", f"b={checkpoints[1]},{checkpoints[1]}", *arguments]) == 0
+    )
+    out = capsys.readouterr().out
+    for text in ("Calibration error (ECE)", "int8 dynamic", "pruned, 50 %", "noise, severity 5", "±", "over seeds"):
+        assert text in out
+    assert "lambda_max" not in out
+
+
+@pytest.mark.parametrize("which", ["written", "robust"])
+def test_the_report_says_what_was_measured_on_what_and_is_small(which: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(which) / "report.html"
+    text = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 1_000_000
+    assert not re.findall(r"<script|<link|src=\"(?!data:)|href=", text)  # nothing is loaded, nothing is run
+    first = html.unescape(re.search(r"<p>(.*?)</p>", text)[1])
+    for said in (
+        "first and run-2, 2 checkpoints of ViTForImageClassification",
+        "on the task digits",
+        "hf_sam",
+        "torch",
+    ):
+        assert said in first
+    assert re.search(r"measured on \d\d \w+ \d{4}", first)
+    images = re.findall(r'<img alt="([^"]+)" src="data:image/svg', text)
+    assert len(images) == len(list(path.parent.glob("*.png")))
+    assert "measure.py " in text  # the command
+    assert not re.search(r">(gradient_norm|sam_sharpness|ece_adaptive|roc_auc)<", text)  # plain names
+
+
+WIDTHS = """<body><script>addEventListener("load", () => {
+  const frame = document.createElement("iframe");
+  frame.width = 420; frame.height = 900;
+  frame.onload = () => {
+    const page = frame.contentDocument;
+    document.body.dataset.found = JSON.stringify({
+      width: page.documentElement.scrollWidth,
+      images: [...page.images].every(image => image.naturalWidth > 100),
+      letters: Math.min(...[...page.querySelectorAll("td,p,small,figcaption")].map(
+        each => parseFloat(frame.contentWindow.getComputedStyle(each).fontSize))),
+      loaded: performance.getEntriesByType("resource").map(each => each.name).filter(name => !name.startsWith("data:")),
+    });
+  };
+  frame.srcdoc = REPORT;
+  document.body.append(frame);
+});</script></body>"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
-def test_in_a_browser_the_surface_turns_and_switches_without_a_network(written: Path, tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    page.write_text((written / "report.html").read_text(encoding="utf-8") + PROBE, encoding="utf-8")
+@pytest.mark.parametrize("which", ["written", "robust"])
+def test_in_a_browser_of_420_pixels_nothing_is_cut_off(
+    which: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    text = (request.getfixturevalue(which) / "report.html").read_text(encoding="utf-8")
+    page = tmp_path / "wrapped.html"
+    page.write_text(WIDTHS.replace("REPORT", json.dumps(text).replace("</", "<\\/")), encoding="utf-8")
     found = in_browser(page, tmp_path / "profile")
-    assert found["canvas"]
-    assert found["before"] == [True, False]
-    assert found["after"] == [False, True]
-    assert found["eye"] == {"x": 0.2, "y": 2, "z": 1}
-    assert found["loaded"] == []
+    assert found["width"] <= 420
     assert found["images"]
+    assert found["letters"] >= 11
+    assert found["loaded"] == []
 
 
 def in_browser(page: Path, profile: Path) -> dict[str, Any]:

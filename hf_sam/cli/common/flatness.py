@@ -24,18 +24,32 @@ from hf_sam.sharpness import (
     landscape_2d,
 )
 
-COLUMNS = {
-    "loss": "loss",
-    "||gradient||": "gradient_norm",
-    "||weights||": "weight_norm",
-    "lambda_max": "lambda_max",
-    "lambda_max ||w||² / P": "lambda_max_relative",
-    "lambda_max / lambda_k": "lambda_ratio",
-    "trace": "trace",
-    "one step up": "sam_sharpness",
-    "worst case": "worst_case",
-}
-"""Lines of the table, and the keys of the report they show."""
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: the key of the report it shows, a plain name, and what it means."""
+
+    key: str
+    title: str
+    help: str
+
+
+COLUMNS = (
+    Row("loss", "loss", "Mean over the examples, in nats for classes and tokens."),
+    Row("gradient_norm", "||gradient||", "Length of the gradient: how far the loss is from level."),
+    Row("weight_norm", "||weights||", "Length of the vector of all weights."),
+    Row("lambda_max", "lambda_max", "Largest eigenvalue of the Hessian: how the loss bends in the steepest direction."),
+    Row(
+        "lambda_max_relative", "lambda_max ||w||² / P",
+        "The same per weight, freed of their scale: large weights bend the loss less.",
+    ),
+    Row("lambda_ratio", "lambda_max / lambda_k", "How far the steepest direction stands out from the k-th."),
+    Row("trace", "trace", "Sum of all eigenvalues, the curvature over all directions, with its standard error."),
+    Row("sam_sharpness", "one step up", "Rise of the loss when the weights move by rho along the gradient, as in SAM."),
+    Row("worst_case", "worst case", "Highest rise of the loss found within rho, in 20 steps of gradient ascent."),
+)  # fmt: skip
+"""Lines of the table."""
+SCRIPT_NAMES = {row.key: row for row in COLUMNS}
 
 NORMAL = (
     "Flatness does not predict the accuracy of a fine-tuned model (Andriushchenko et al. 2023), and lambda_max cannot "
