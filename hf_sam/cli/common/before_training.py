@@ -101,7 +101,10 @@ def _counts(labels: Sequence[Any]) -> Counter[int] | None:
     """Return how often each class is there, None for numbers."""
     if labels and isinstance(labels[0], float):
         return None
-    if labels and isinstance(labels[0], list):
+    first = next((row for row in labels if row), None)
+    if isinstance(first, list) and isinstance(first[0], int):  # a tag for each piece, -100 for none
+        return Counter(tag for row in labels for tag in row if tag != -100)
+    if isinstance(first, list):
         return Counter(place for row in labels for place, there in enumerate(row) if there)
     return Counter(labels)
 

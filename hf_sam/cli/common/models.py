@@ -144,12 +144,12 @@ def head_modules(model: Any) -> list[str]:
 
 def add_lora(args: ScriptArguments, model: Any) -> Any:
     """Wrap the model in LoRA adapters if `--lora_r` asks for them."""
-    if args.lora_r is None:
+    if not args.lora_r:
         return model
     from peft import LoraConfig, TaskType, get_peft_model  # slow to import, and an optional package
 
     head = head_modules(model)
-    is_text = type(model).__name__.endswith("ForSequenceClassification")
+    kinds = {"SequenceClassification": TaskType.SEQ_CLS, "TokenClassification": TaskType.TOKEN_CLS}
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha if args.lora_alpha is not None else 2 * args.lora_r,
@@ -157,7 +157,7 @@ def add_lora(args: ScriptArguments, model: Any) -> Any:
         target_modules=args.lora_target_modules or "all-linear",
         exclude_modules=head,
         modules_to_save=head,
-        task_type=TaskType.SEQ_CLS if is_text else None,
+        task_type=kinds.get(type(model).__name__.partition("For")[2]),
     )
     try:
         return get_peft_model(model, config)

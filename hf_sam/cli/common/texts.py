@@ -18,8 +18,8 @@ from hf_sam.cli.common.models import LOADING_ERRORS
 from hf_sam.cli.common.reading.tables import Table
 
 
-def load_tokenizer(args: ScriptArguments, config: Any) -> Any:
-    """Return the model's tokenizer, or the named one.
+def load_tokenizer(args: ScriptArguments, config: Any, **settings: Any) -> Any:
+    """Return the model's tokenizer, or the named one. `settings` are those of `AutoTokenizer.from_pretrained`.
 
     Raises:
         UserError: if there is none, or it has tokens that the model does not know.
@@ -29,7 +29,7 @@ def load_tokenizer(args: ScriptArguments, config: Any) -> Any:
         raise UserError(f"--model_type {args.model_type} needs a tokenizer: give --tokenizer_name.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=args.model_revision, trust_remote_code=args.trust_remote_code
+            source, revision=args.model_revision, trust_remote_code=args.trust_remote_code, **settings
         )
     except LOADING_ERRORS as error:
         raise UserError(f"no tokenizer in {source} (--tokenizer_name): {one_line(error)}") from error
@@ -79,14 +79,15 @@ def tokenize(
 
     encoded = rows.map(encode, batched=True, remove_columns=keys, desc="Tokenizing")
     kept = np.array([len(tokens) for tokens in encoded["input_ids"]])
-    _check_positions(int(kept.max()), tokenizer, config, limit)
+    check_positions(int(kept.max()), tokenizer, config, limit)
     all_lengths = np.concatenate([kept[kept < limit], np.array(long, dtype=int)])
     over = int((all_lengths > limit).sum())
     lengths = Lengths(int(np.median(all_lengths)), int(all_lengths.max()), over, len(rows), limit)
     return encoded if labels is None else encoded.add_column("labels", list(labels)), lengths
 
 
-def _check_positions(longest: int, tokenizer: Any, config: Any, limit: int) -> None:
+def check_positions(longest: int, tokenizer: Any, config: Any, limit: int) -> None:
+    """Raise UserError if the longest text, cut to the limit, is still longer than the model can read."""
     most = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or longest)
     if longest > most:
         raise UserError(f"--max_length {limit}: the model reads at most {most} tokens: add --max_length {most}.")
