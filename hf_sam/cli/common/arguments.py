@@ -9,7 +9,11 @@ from typing import Any
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.problem import KINDS
 
-ONLY_FOR = {"label_all_pieces": "tokens", "tag_names": "tokens"}
+ONLY_FOR = {
+    **dict.fromkeys(("label_all_pieces", "tag_names"), "tokens"),
+    **dict.fromkeys(("messages_column", "prompt_column", "completion_column"), "sft"),
+    **dict.fromkeys(("completion_only_loss", "chat_template", "packing"), "sft"),
+}
 """Arguments that one task alone knows."""
 
 
@@ -101,6 +105,16 @@ class ScriptArguments:
     tag_names: list[str] | None = field(
         default=None, metadata={"help": "--task tokens: names of the tags in their order, if the data have numbers."}
     )
+    messages_column: str | None = _option(None, "--task sft: column of chats, lists of messages; found by its name.")
+    prompt_column: str | None = _option(None, "--task sft: column of prompts (or questions); found by its name.")
+    completion_column: str | None = _option(None, "--task sft: column of completions (or answers); found by its name.")
+    completion_only_loss: bool = _option(
+        True, "--task sft: learn completions and the assistant's messages alone, not what they answer."
+    )
+    chat_template: str | None = _option(
+        None, "--task sft: chat template, if the tokenizer has none or another is wanted: a file, or plain."
+    )
+    packing: bool = _option(False, "--task sft: put several training rows into one of up to --max_length tokens.")
 
     # --- adapters
     lora_r: int | None = _option(

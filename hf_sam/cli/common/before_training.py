@@ -45,14 +45,14 @@ def before_lines(args: ScriptArguments, training: Any, task: Task) -> Iterator[L
         yield "columns", facts.columns
     if facts.problem:
         yield "labels", facts.problem
-    if "train" in sets:
+    if "train" in sets and task.has_classes:
         yield from _classes(task, sets)
     for split, found in facts.lengths.items():
         cut = f"{found.cut:,} ({found.cut / found.count:.1%}) are cut at --max_length {found.limit}"
         none = f"none is cut at --max_length {found.limit}"
         yield f"{split} lengths", f"median {found.median}, longest {found.longest} tokens; {cut if found.cut else none}"
     for text, label in facts.examples:
-        yield "example", f"{one_line(text, 90)}  ->  {label}"
+        yield "example", one_line(text, 90) + (f"  ->  {one_line(label, 90)}" if label else "")
     yield from (("note", note) for note in facts.notes)
     if training.do_train and task.train is not None:
         yield from _run(args, training, task)

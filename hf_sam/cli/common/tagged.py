@@ -21,6 +21,7 @@ from hf_sam.cli.common.tag_schemes import Scheme, find_scheme
 from hf_sam.cli.common.trained import agree_on_names, own_names
 
 Rows = list[list[str]]
+_FEW, _MANY = 10, 100  # different tags, from where on they look like words
 
 
 @dataclass
@@ -146,6 +147,12 @@ def _names(args: ScriptArguments, table: Table, column: str, written: Rows) -> l
         raise UserError(
             f"{table.where}, {column!r} has one tag only ({', '.join(there)}): at least 2 are needed "
             "(--label_column names another column)."
+        )
+    count = sum(map(len, written))
+    if len(there) == count > _FEW or len(there) > max(_MANY, count / 4):
+        raise UserError(
+            f"{table.where}, {column!r} has {len(there):,} different tags for {count:,} words, so they are no tags: "
+            "--label_column names another column."
         )
     if all(tag.isdecimal() for tag in there):
         return sorted(there, key=int)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hf_sam.cli.tasks import digits, glue, image, text, tokens
+from hf_sam.cli.tasks import digits, glue, image, sft, text, tokens
 from hf_sam.cli.tasks.base import Task
 
 
@@ -24,5 +24,6 @@ TASKS: dict[str, Entry] = {
     "image": Entry(image.build, image.DEFAULTS),
     "text": Entry(text.build, text.DEFAULTS),
     "tokens": Entry(tokens.build, tokens.DEFAULTS),
+    "sft": Entry(sft.build, sft.DEFAULTS),
     **{name: Entry(glue.build, glue.defaults(name)) for name in glue.GLUE},
 }

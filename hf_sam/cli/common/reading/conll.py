@@ -13,7 +13,7 @@ from hf_sam.cli.common.reading.encodings import decode, read_bytes
 from hf_sam.cli.common.reading.tables import Table, ending_of, read_table
 
 ENDINGS = (".conll", ".conllu", ".conllup", ".conll2003", ".bio", ".iob", ".iob2", ".bioes", ".ner", ".txt", ".tsv")
-LINE = "line"  # the column with the number of each sentence's first line
+LINE = "#line"  # the column with the number of each sentence's first line
 OF_CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 LONGEST = 2_000  # words; a sentence of more is a file without blank lines
 _SPLITS = {" ": re.compile(r"[ \t]+"), "\t": re.compile(r"\t")}  # no other space ends a word
