@@ -44,7 +44,7 @@ def before_lines(args: ScriptArguments, training: Any, task: Task) -> Iterator[L
     if facts.columns:
         yield "columns", facts.columns
     if facts.problem:
-        yield "labels", facts.problem
+        yield "labels" if task.has_classes else "rows", facts.problem
     if "train" in sets and task.has_classes:
         yield from _classes(task, sets)
     for split, found in facts.lengths.items():

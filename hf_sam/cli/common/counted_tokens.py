@@ -19,7 +19,7 @@ from hf_sam.cli.common.reading.dialogues import Chat
 NOT_COUNTED = -100
 PLAIN = (
     "{% for message in messages %}{{ message['role'] }}:{{ ' ' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 """A chat template for any tokenizer: "user: ...", a line a message; the assistant ends with the end-of-text token."""
@@ -96,7 +96,8 @@ def count_tokens(
             ids.append(tokens[:limit])
             labels.append(label)
     if not ids:
-        raise UserError(f"{places[0]}: nothing of it or any other row is left to be learnt at --max_length {limit}.")
+        where = places[0].rpartition(", row ")[0]
+        raise UserError(f"{where}: cut to --max_length {limit}, no row has anything left to be learnt: give it more.")
     over = sum(length > limit for length in lengths)
     found = Lengths(int(np.median(lengths)), max(lengths), over, len(lengths), limit)
     counted = sum(token != NOT_COUNTED for label in labels for token in label[1:])

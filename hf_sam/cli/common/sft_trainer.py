@@ -68,6 +68,8 @@ def sft_trainer(*, args: Any, padding_free: bool, **given: Any) -> Any:
     prepared = {"max_length": None, "padding_free": padding_free, "dataset_kwargs": {"skip_prepare_dataset": True}}
     for name in ("compute_loss_func", "compute_metrics", "data_collator"):  # TRL's own
         given.pop(name)
+    if given["train_dataset"] is None:  # which TRL wants, also where nothing is trained
+        given["train_dataset"] = given["eval_dataset"]
     return sft_class()(args=SFTConfig(**values, **prepared), sam_config=config_of(args), **given)
 
 

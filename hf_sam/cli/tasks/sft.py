@@ -34,11 +34,10 @@ DEFAULTS: dict[str, Any] = {
     "max_length": 1024,
     "metric_for_best_model": "loss",
 }
-LORA_ABOVE = (
-    1_000_000_000  # parameters; to train all of a model takes 20 bytes for each, SAM's copy and AdamW's among them
-)
+LORA_ABOVE = 1_000_000_000  # parameters, of which each takes 20 bytes to be trained, with AdamW's and SAM's copies
 LORA_R = 16
-LORA_LEARNING_RATE = 2e-4
+LORA_RATE = 1e-4  # adapters learn little below it
+ROW = "#row"  # a column with each row's number in its file
 WHAT = {
     "chat": "chats, by the chat template",
     "pair": "prompts with completions",
@@ -85,9 +84,9 @@ def _task(
     count = sum(parameter.numel() for parameter in model.parameters())
     if args.lora_r is None and count >= LORA_ABOVE and training.do_train:
         args = dataclasses.replace(args, lora_r=LORA_R)
-        facts.notes.append(
-            f"{count:,} parameters: LoRA adapters of rank {LORA_R} are trained (--lora_r 0: all weights)"
-        )
+        facts.notes.append(f"{count:,} parameters: LoRA of rank {LORA_R} is trained (--lora_r 0 trains all weights)")
+    if args.lora_r and training.do_train and training.learning_rate < LORA_RATE:
+        facts.warnings.append(f"--learning_rate {training.learning_rate:g} is low for LoRA: 2e-4 is usual")
     parts["model"] = add_lora(args, model)
     train = sets["train"].data if "train" in sets else None
     if args.packing and train is not None:
@@ -105,7 +104,7 @@ def _task(
         pipeline="text-generation",
         auto_class="AutoModelForCausalLM",
         example='[{"role": "user", "content": "A question."}]' if is_chat else '"A prompt."',
-        card={"tasks": "text-generation", "dataset": args.dataset_name or "local texts"},
+        card={"tasks": "text-generation", "tags": ["trl", "sft"], "dataset": args.dataset_name or "local texts"},
         trainer=partial(sft_trainer, padding_free=args.packing),
         has_classes=False,
         **parts,
@@ -124,6 +123,8 @@ def _check_arguments(args: ScriptArguments, training: Any) -> None:
             "--do_predict writes predictions of classes, and a language model has none: leave it out "
             "(--validation_file evaluates; the summary shows how to generate)."
         )
+    if args.packing and training.ascent_fraction != 1:
+        raise UserError("--packing makes one row of a batch, of which --ascent_fraction can take no part: drop one.")
     name = training.metric_for_best_model
     if name is not None and name.removeprefix("eval_") not in ("loss", "perplexity"):
         raise UserError(f"--metric_for_best_model {name} is unknown for a language model: use loss or perplexity.")
@@ -168,9 +169,7 @@ def _rule(columns: Columns, rows: dict[str, list[Any]], tokenizer: Any) -> str:
     if columns.as_written:
         return "prompts with completions, which go on where the prompts end"
     return "questions with answers, " + (
-        "as chats by the chat template"
-        if tokenizer.chat_template
-        else "between the headings of Alpaca (no chat template)"
+        "as chats by the chat template" if tokenizer.chat_template else "between headings (there is no chat template)"
     )
 
 
