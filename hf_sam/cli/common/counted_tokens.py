@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tokens of a chat, of a prompt with its completion, or of a text does the loss of a language model count?"""
+"""Turn chats, prompts with completions and texts into tokens, with labels for those that the loss counts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does TRL's trainer for language models become sharpness-aware, and evaluate by perplexity?"""
+"""TRL's trainer for language models with SAM's mixin, and an evaluation by perplexity."""
 
 from __future__ import annotations
 

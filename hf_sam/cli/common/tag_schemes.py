@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How do tags mark entities? With B-, I- and their kin before a type; or they mark none, as parts of speech do."""
+"""The ways in which tags mark entities, with B-, I- and their kin before a type, or mark none."""
 
 from __future__ import annotations
 

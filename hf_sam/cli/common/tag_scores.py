@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good are predicted tags? By entity, as seqeval and conlleval count, or by word where tags mark none."""
+"""Score predicted tags: by entity, as seqeval and conlleval count, or by word where tags mark none."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sentences are in each set, and which tag has each word? From the tables as read to numbers."""
+"""Make sets of numbered tags out of tables of sentences: checked, held out, and alike in all sets."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which piece of which word has which tag? A word's first piece has its tag; the others are not scored."""
+"""Give the pieces of words their tags: a word's first piece has its tag, and the others are not scored."""
 
 from __future__ import annotations
 

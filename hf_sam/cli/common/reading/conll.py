@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does a CoNLL file become sentences? A word a line, its tags beside it, and a blank line after each sentence."""
+"""Read CoNLL files as sentences: a word a line, its tags beside it, and a blank line after each sentence."""
 
 from __future__ import annotations
 

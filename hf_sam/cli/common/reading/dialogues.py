@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in a row for a language model: a chat, a prompt with its completion, or a text?"""
+"""Read rows for a language model: chats, prompts with their completions, or texts."""
 
 from __future__ import annotations
 

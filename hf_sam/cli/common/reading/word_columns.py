@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which columns hold the words of a sentence and their tags? Those named, those with usual names, or the only lists."""
+"""Find the columns of words and of their tags: those named, those with usual names, or the only lists."""
 
 from __future__ import annotations
 
