@@ -56,7 +56,9 @@ class ScriptArguments:
     train_split: str = _option("train", "--dataset_name: the split to train on.")
     validation_split: str = _option("validation", "--dataset_name: the split to evaluate on.")
     test_split: str = _option("test", "--dataset_name: the split for --do_predict.")
-    train_file: str | None = _option(None, "Local training data: csv, tsv, json (lines), parquet or txt (--task tokens: CoNLL); .gz too.")
+    train_file: str | None = _option(
+        None, "Local training data: csv, tsv, json (lines), parquet or txt (--task tokens: CoNLL); .gz too."
+    )
     validation_file: str | None = _option(None, "Local evaluation data (mnli: the matched set).")
     validation_mismatched_file: str | None = _option(None, "mnli: the mismatched evaluation set.")
     test_file: str | None = _option(None, "Local data for --do_predict; labels may be missing.")
