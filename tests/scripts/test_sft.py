@@ -125,6 +125,11 @@ def test_packed_rows_do_not_see_each_other(run: Run, argv: list[Any], prompts: P
     assert results(tmp_path / "out")["eval_samples"] == 3
 
 
+def test_a_part_of_the_training_rows_can_be_held_out(run: Run, argv: list[Any], prompts: Path, tmp_path: Path) -> None:
+    assert run(*argv, "--train_file", prompts, "--hold_out", 0.2, "--max_steps", 1)[0] == 0
+    assert results(tmp_path / "out")["eval_samples"] == 3
+
+
 def test_a_trained_model_is_evaluated_alone(run: Run, argv: list[Any], prompts: Path, tmp_path: Path) -> None:
     assert run(*argv, "--do_train", "False", "--validation_file", prompts)[0] == 0
     assert results(tmp_path / "out")["eval_samples"] == 20

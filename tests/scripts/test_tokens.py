@@ -16,6 +16,7 @@ from hf_sam.cli.common.before_training import before_lines
 from hf_sam.cli.common.parsing import parse
 from hf_sam.cli.common.word_pieces import split_words
 from hf_sam.cli.tasks import TASKS
+from tests.scripts.tiny_models import byte_tokenizer
 
 Run = Callable[..., tuple[int, str]]
 CONLL = """-DOCSTART- -X- -X- O
@@ -93,6 +94,15 @@ def test_the_first_piece_of_a_word_has_its_tag(tmp_path: Path) -> None:
     assert (found.lengths.longest, found.lengths.cut) == (6, 1)
     every = split_words(words, tags, names, tokenizer, config, 5, label_all=True)
     assert every.data["labels"][0] == [-100, 1, 2, 2, -100]
+
+
+def test_a_word_has_the_pieces_that_it_has_in_a_text() -> None:
+    tokenizer = byte_tokenizer()
+    found = split_words(
+        [["What", "is", "Paris"]], [[0, 0, 1]], ["O", "B-X"], tokenizer, AutoConfig.for_model("gpt2"), 32
+    )
+    assert found.data["input_ids"][0] == tokenizer("What is Paris")["input_ids"]
+    assert [label for label in found.data["labels"][0] if label >= 0] == [0, 0, 1]
 
 
 def test_the_page_counts_tags_and_words(argv: list[Any], conll: Path, tmp_path: Path) -> None:

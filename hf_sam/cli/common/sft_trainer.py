@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 from transformers import Trainer, TrainingArguments
 
 from hf_sam import SAMTrainerMixin
@@ -68,9 +69,15 @@ def sft_trainer(*, args: Any, padding_free: bool, **given: Any) -> Any:
     prepared = {"max_length": None, "padding_free": padding_free, "dataset_kwargs": {"skip_prepare_dataset": True}}
     for name in ("compute_loss_func", "compute_metrics", "data_collator"):  # TRL's own
         given.pop(name)
+    given |= {name: _whole(given[name]) for name in ("train_dataset", "eval_dataset")}
     if given["train_dataset"] is None:  # which TRL wants, also where nothing is trained
         given["train_dataset"] = given["eval_dataset"]
     return sft_class()(args=SFTConfig(**values, **prepared), sam_config=config_of(args), **given)
+
+
+def _whole(data: Any) -> Any:
+    """Return a part of a data set as a data set, which TRL wants."""
+    return data.dataset.select(data.indices) if isinstance(data, Subset) else data
 
 
 def packed(data: Any, limit: int) -> Any:

@@ -57,7 +57,7 @@ def tag_sets(
             tables = _hold_out(args, tables, written, facts)
     else:
         names = own_names(config) or [str(number) for number in range(config.num_labels)]
-        scheme = find_scheme([names])
+        scheme = Scheme(find_scheme([names]).entities, "as the model was trained")
     tables = {split: chosen_rows(args, training, split, tables[split]) for split in SPLITS if split in tables}
     words = {split: word_values(table, columns.words) for split, table in tables.items()}
     shown: dict[str, Rows] = {}

@@ -18,8 +18,8 @@ from hf_sam.cli.common.models import LOADING_ERRORS
 from hf_sam.cli.common.reading.tables import Table
 
 
-def load_tokenizer(args: ScriptArguments, config: Any, **settings: Any) -> Any:
-    """Return the model's tokenizer, or the named one. `settings` are those of `AutoTokenizer.from_pretrained`.
+def load_tokenizer(args: ScriptArguments, config: Any) -> Any:
+    """Return the model's tokenizer, or the named one.
 
     Raises:
         UserError: if there is none, or it has tokens that the model does not know.
@@ -29,7 +29,7 @@ def load_tokenizer(args: ScriptArguments, config: Any, **settings: Any) -> Any:
         raise UserError(f"--model_type {args.model_type} needs a tokenizer: give --tokenizer_name.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=args.model_revision, trust_remote_code=args.trust_remote_code, **settings
+            source, revision=args.model_revision, trust_remote_code=args.trust_remote_code
         )
     except LOADING_ERRORS as error:
         raise UserError(f"no tokenizer in {source} (--tokenizer_name): {one_line(error)}") from error

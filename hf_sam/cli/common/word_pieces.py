@@ -43,8 +43,6 @@ def load_word_tokenizer(args: ScriptArguments, config: Any) -> Any:
             f"--task tokens needs a fast tokenizer, which knows the word of each piece, and {type(tokenizer).__name__} "
             "is none: give another with --tokenizer_name, or another model."
         )
-    if getattr(tokenizer, "add_prefix_space", None) is False:  # bytes, where a word begins with its space
-        tokenizer = load_tokenizer(args, config, add_prefix_space=True)
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -72,10 +70,10 @@ def split_words(
     places: list[list[int]] = []
     lengths: list[int] = []
     cut, empty = 0, []
-    special = tokenizer.num_special_tokens_to_add()
+    special, space = tokenizer.num_special_tokens_to_add(), _space(tokenizer)
     inner = [names.index(inner_tag(name, names)) for name in names]
     for start in range(0, len(words), 1000):
-        batch = [list(sentence) for sentence in words[start : start + 1000]]
+        batch = [_spaced(sentence, space) for sentence in words[start : start + 1000]]
         encoded = tokenizer(batch, is_split_into_words=True, truncation=True, max_length=limit, verbose=False)
         whole = tokenizer(batch, is_split_into_words=True, add_special_tokens=False, truncation=False, verbose=False)
         for row, sentence in enumerate(batch):
@@ -83,7 +81,7 @@ def split_words(
             there = _first_pieces(of_piece, len(sentence))
             all_there = _first_pieces(whole.word_ids(row), len(sentence))
             cut += sum(place < 0 <= full for place, full in zip(there, all_there, strict=True))
-            empty += [word for word, full in zip(sentence, all_there, strict=True) if full < 0]
+            empty += [word for word, full in zip(words[start + row], all_there, strict=True) if full < 0]
             ids.append(encoded["input_ids"][row])
             places.append(there)
             lengths.append(len(whole["input_ids"][row]) + special)
@@ -94,6 +92,25 @@ def split_words(
     over = sum(length > limit for length in lengths)
     found = Lengths(int(np.median(lengths)), max(lengths), over, len(lengths), limit)
     return Pieces(data, places, found, cut, empty)
+
+
+def _space(tokenizer: Any) -> str:
+    """Return what has to stand before a word for its pieces to be those that it has in a text: nothing, or a space.
+
+    Tokenizers of bytes, such as GPT-2's, take the space before a word for a part of it.
+    """
+    text = tokenizer("a film", add_special_tokens=False)
+    pieces = [piece for piece, word in zip(text["input_ids"], text.word_ids(), strict=True) if word]
+    for space in ("", " "):
+        apart = tokenizer(["a", f"{space}film"], is_split_into_words=True, add_special_tokens=False)
+        if [piece for piece, word in zip(apart["input_ids"], apart.word_ids(), strict=True) if word == 1] == pieces:
+            return space
+    return ""
+
+
+def _spaced(sentence: Sequence[str], space: str) -> list[str]:
+    """Return the words with a space before each but the first, if the tokenizer wants it."""
+    return [space + word if place and word.strip() else word for place, word in enumerate(sentence)]
 
 
 def piece_notes(split: str, pieces: Pieces, limit: int) -> list[str]:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
 from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.counted_tokens import Counted, as_chats, count_tokens, set_template
@@ -98,6 +98,7 @@ def _task(
         train=train,
         evaluation={"": Split(sets["validation"].data)} if "validation" in sets else {},
         test={},
+        data_collator=DataCollatorForSeq2Seq(parts["processing_class"]),  # to measure with; TRL's trainer has its own
         compute_loss=None,
         compute_metrics=None,
         format_predictions=None,
