@@ -24,7 +24,7 @@ def check_trl(task: str) -> None:
         raise UserError(f'--task {task} needs the package trl: pip install "hf-sam[cli,sft]" (Python 3.11 or newer).')
 
 
-class PerplexityMixin(Trainer):  # type: ignore[misc]
+class PerplexityMixin(Trainer):
     """A trainer whose evaluation is the mean over tokens, whatever the batches, and which sends nothing anywhere."""
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

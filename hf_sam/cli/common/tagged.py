@@ -50,7 +50,7 @@ def tag_sets(
         first = tables["train"]
         written = tag_values(first, str(columns.tags), word_values(first, columns.words)) or []
         names = _names(args, first, str(columns.tags), written)
-        agreed = SimpleNamespace(names=names, kind="classification")
+        agreed: Any = SimpleNamespace(names=names, kind="classification")
         new_head = agree_on_names(args, config, agreed)
         names, scheme = agreed.names, find_scheme(written)
         if training.do_eval and "validation" not in tables:
