@@ -106,7 +106,7 @@ def test_a_word_has_the_pieces_that_it_has_in_a_text() -> None:
 
 
 def test_the_page_counts_tags_and_words(argv: list[Any], conll: Path, tmp_path: Path) -> None:
-    (tmp_path / "dev.txt").write_text("good O\n" * 40, encoding="utf-8")
+    (tmp_path / "dev.txt").write_text("good JJ O O\n" * 40, encoding="utf-8")
     args, training, task = built(*argv, "--train_file", conll, "--validation_file", tmp_path / "dev.txt")
     page = dict(before_lines(args, training, task))
     assert page["columns"] == "words from 1, tags from 4"

@@ -14,6 +14,7 @@ from hf_sam.cli.common.errors import UserError, one_line
 from hf_sam.cli.common.facts import Facts
 from hf_sam.cli.common.held_out import held_out_rows
 from hf_sam.cli.common.labelled import chosen_rows
+from hf_sam.cli.common.reading.conll import LINE
 from hf_sam.cli.common.reading.sources import SPLITS, Tables
 from hf_sam.cli.common.reading.tables import Table
 from hf_sam.cli.common.reading.word_columns import Lists, WordColumns, lists_of, place
@@ -127,8 +128,8 @@ def without_empty(table: Table, column: str) -> Table:
 def _check_column(table: Table, column: str, argument: str) -> None:
     if column not in table.names:
         raise UserError(
-            f"{table.where} has no column {column!r}; it has {one_line(', '.join(table.names), 200)} "
-            f"(--{argument} names another)."
+            f"{table.where} has no column {column!r}; it has "
+            f"{one_line(', '.join(name for name in table.names if name != LINE), 200)} (--{argument} names another)."
         )
 
 
