@@ -39,8 +39,8 @@ ROBUSTNESS_PACKAGES = {"matplotlib", "numpy", "transformers"}  # for hf_sam.robu
 TRAINER_PACKAGES = {"accelerate", "huggingface_hub", "transformers"}
 COMMANDS = f"{PACKAGE}.cli"  # whose own extra brings packages, and which talks to its user
 COMMAND_PACKAGES = {
-    "datasets", "evaluate", "matplotlib", "numpy", "peft", "PIL", "pyarrow", "rich", "scipy", "sklearn",
-    "tqdm", "yaml",
+    "datasets", "evaluate", "jinja2", "matplotlib", "numpy", "peft", "PIL", "pyarrow", "rich", "scipy", "seqeval",
+    "sklearn", "tqdm", "trl", "yaml",
 }  # fmt: skip
 
 FILE_LINES = 250

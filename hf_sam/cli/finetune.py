@@ -104,9 +104,9 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     evaluation = {name: split.data for name, split in task.evaluation.items()}
-    kind = FreshDropoutTrainer if args.fresh_dropout else SAMTrainer
+    kind: Any = task.trainer or (FreshDropoutTrainer if args.fresh_dropout else SAMTrainer)
     try:
-        trainer = kind(
+        trainer: SAMTrainer = kind(
             model=task.model,
             args=training,
             train_dataset=task.train,

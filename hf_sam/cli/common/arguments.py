@@ -9,6 +9,13 @@ from typing import Any
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.target import KINDS
 
+ONLY_FOR = {
+    **dict.fromkeys(("label_all_pieces", "tag_names"), "tokens"),
+    **dict.fromkeys(("messages_column", "prompt_column", "completion_column"), "sft"),
+    **dict.fromkeys(("completion_only_loss", "chat_template", "packing"), "sft"),
+}
+"""Arguments that one task alone knows."""
+
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -19,7 +26,8 @@ class ScriptArguments:
     """Data, model, adapters and the run. One field is one `--argument` and one recipe key."""
 
     task: str = _option(
-        "digits", "text, image, digits, or a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli."
+        "digits",
+        "text, tokens, sft, image, digits, or a GLUE task: cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli.",
     )
 
     # --- model
@@ -48,7 +56,9 @@ class ScriptArguments:
     train_split: str = _option("train", "--dataset_name: the split to train on.")
     validation_split: str = _option("validation", "--dataset_name: the split to evaluate on.")
     test_split: str = _option("test", "--dataset_name: the split for --do_predict.")
-    train_file: str | None = _option(None, "Local training data: csv, tsv, json (lines), parquet or txt; .gz too.")
+    train_file: str | None = _option(
+        None, "Local training data: csv, tsv, json (lines), parquet or txt (--task tokens: CoNLL); .gz too."
+    )
     validation_file: str | None = _option(None, "Local evaluation data (mnli: the matched set).")
     validation_mismatched_file: str | None = _option(None, "mnli: the mismatched evaluation set.")
     test_file: str | None = _option(None, "Local data for --do_predict; labels may be missing.")
@@ -90,8 +100,28 @@ class ScriptArguments:
         0.0, "Give this share of the training labels a random other class. Evaluation labels are never touched."
     )
 
+    # --- words with tags, and language models
+    label_all_pieces: bool = _option(
+        False, "--task tokens: train on all pieces of a word, not on its first alone. Words are scored by their first."
+    )
+    tag_names: list[str] | None = field(
+        default=None, metadata={"help": "--task tokens: names of the tags in their order, if the data have numbers."}
+    )
+    messages_column: str | None = _option(None, "--task sft: column of chats, lists of messages; found by its name.")
+    prompt_column: str | None = _option(None, "--task sft: column of prompts (or questions); found by its name.")
+    completion_column: str | None = _option(None, "--task sft: column of completions (or answers); found by its name.")
+    completion_only_loss: bool = _option(
+        True, "--task sft: learn completions and the assistant's messages alone, not what they answer."
+    )
+    chat_template: str | None = _option(
+        None, "--task sft: chat template, if the tokenizer has none or another is wanted: a file, or plain."
+    )
+    packing: bool = _option(False, "--task sft: put several training rows into one of up to --max_length tokens.")
+
     # --- adapters
-    lora_r: int | None = _option(None, "Train LoRA adapters of this rank instead of all weights.")
+    lora_r: int | None = _option(
+        None, "Train LoRA adapters of this rank instead of all weights; 0 for all weights of a large model, too."
+    )
     lora_alpha: int | None = _option(None, "LoRA scale; 2 x lora_r when not given.")
     lora_dropout: float = _option(0.0, "LoRA dropout.")
     lora_target_modules: list[str] | None = field(
@@ -123,10 +153,10 @@ class ScriptArguments:
             "max_eval_samples",
             "max_predict_samples",
             "max_length",
-            "lora_r",
             "image_size",
         ):
             _check_range(self, name, lambda v: v is None or v >= 1, "at least 1")
+        _check_range(self, "lora_r", lambda v: v is None or v >= 0, "at least 0")
         for name in ("early_stopping_patience", "torch_threads"):
             _check_range(self, name, lambda v: v is None or v >= 1, "at least 1")
         for name, known in (("problem", KINDS), ("class_weights", ("balanced",))):
@@ -134,17 +164,32 @@ class ScriptArguments:
                 raise UserError(f"--{name} must be {' or '.join(known)}, got {getattr(self, name)!r}.")
         if not self.label_separator:
             raise UserError("--label_separator must be a text, got ''.")
-        if self.label_column and self.label_columns:
-            raise UserError("--label_column and --label_columns both name the labels: give one.")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"--dtype must be float32, bfloat16 or float16, got {self.dtype!r}.")
-        if self.lora_r is None:
+        if not self.lora_r:
             self._refuse_without("lora_r", ("lora_alpha", "lora_target_modules"))
+        for name, task in ONLY_FOR.items():
+            if self.task != task and getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                raise UserError(
+                    f"--{name} is for --task {task} and does nothing with --task {self.task}: leave it out."
+                )
+        self._refuse_two_sources()
+        self._refuse_of_other_tasks()
+
+    def _refuse_two_sources(self) -> None:
+        if self.label_column and self.label_columns:
+            raise UserError("--label_column and --label_columns both name the labels: give one.")
         if self.model_name_or_path and (self.model_type or self.config_name):
             raise UserError(
                 "--model_name_or_path loads a pretrained model, --model_type and --config_name build a new one: "
                 "give one of them."
             )
+
+    def _refuse_of_other_tasks(self) -> None:
+        for f in fields(self):
+            task = ONLY_FOR.get(f.name, self.task)
+            if task != self.task and getattr(self, f.name) != f.default:
+                raise UserError(f"--{f.name} is for --task {task} and does nothing with --task {self.task}: drop it.")
 
     def _refuse_without(self, needed: str, names: tuple[str, ...]) -> None:
         for name in names:

@@ -44,15 +44,15 @@ def before_lines(args: ScriptArguments, training: Any, task: Task) -> Iterator[L
     if facts.columns:
         yield "columns", facts.columns
     if facts.problem:
-        yield "labels", facts.problem
-    if "train" in sets:
+        yield "labels" if task.has_classes else "rows", facts.problem
+    if "train" in sets and task.has_classes:
         yield from _classes(task, sets)
     for split, found in facts.lengths.items():
         cut = f"{found.cut:,} ({found.cut / found.count:.1%}) are cut at --max_length {found.limit}"
         none = f"none is cut at --max_length {found.limit}"
         yield f"{split} lengths", f"median {found.median}, longest {found.longest} tokens; {cut if found.cut else none}"
     for text, label in facts.examples:
-        yield "example", f"{one_line(text, 90)}  ->  {label}"
+        yield "example", one_line(text, 90) + (f"  ->  {one_line(label, 90)}" if label else "")
     yield from (("note", note) for note in facts.notes)
     if training.do_train and facts.goes_on:
         yield "goes on", facts.goes_on
@@ -103,7 +103,10 @@ def _counts(labels: Sequence[Any]) -> Counter[int] | None:
     """Return how often each class is there, None for numbers."""
     if labels and isinstance(labels[0], float):
         return None
-    if labels and isinstance(labels[0], list):
+    first = next((row for row in labels if row), None)
+    if isinstance(first, list) and isinstance(first[0], int):  # a tag for each piece, -100 for none
+        return Counter(tag for row in labels for tag in row if tag != -100)
+    if isinstance(first, list):
         return Counter(place for row in labels for place, there in enumerate(row) if there)
     return Counter(labels)
 

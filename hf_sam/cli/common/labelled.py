@@ -60,7 +60,7 @@ def label_sets(
         target.rule = "one column of 0 and 1 for each label"
     _check_arguments(args, training, target)
     facts.warnings += target.warnings
-    tables = {split: _cut(args, training, split, tables[split]) for split in SPLITS if split in tables}
+    tables = {split: chosen_rows(args, training, split, tables[split]) for split in SPLITS if split in tables}
     empty = target.kind == "multilabel"
     found = {
         split: label_values(table, columns, optional=split == "test", empty=empty) for split, table in tables.items()
@@ -109,7 +109,8 @@ def _are_no_classes(table: Table, values: Sequence[Any], target: Target) -> bool
     return table.where.startswith("--test_dir") and not set(map(str, values)) & set(target.names)
 
 
-def _cut(args: ScriptArguments, training: Any, split: str, table: Table) -> Table:
+def chosen_rows(args: ScriptArguments, training: Any, split: str, table: Table) -> Table:
+    """Return as many rows as `--max_train_samples` and its kin ask for: of the training data a random choice."""
     limit = {"train": args.max_train_samples, "validation": args.max_eval_samples}.get(split, args.max_predict_samples)
     if limit is None or limit >= len(table):
         return table

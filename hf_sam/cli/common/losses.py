@@ -53,6 +53,26 @@ def multilabel_loss(weights: Sequence[float] | None = None) -> Loss:
     return loss
 
 
+def tag_loss(label_smoothing: float = 0.0, weights: Sequence[float] | None = None) -> Loss:
+    """Return cross-entropy over the pieces that have a label, as Trainer's `compute_loss_func`.
+
+    Trainer counts the labels that are not -100 as items, so that dividing by them is the mean over words.
+    """
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        logits = _logits(outputs).float()
+        total = functional.cross_entropy(
+            logits.flatten(0, 1),
+            labels.to(logits.device).flatten(),
+            weight=None if weights is None else logits.new_tensor(weights),
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+        return total / ((labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
 def regression_loss() -> Loss:
     """Return the squared error as Trainer's `compute_loss_func`."""
 

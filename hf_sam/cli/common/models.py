@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.errors import HUB_ERROR, UserError, one_line
@@ -100,6 +100,7 @@ def load_model(args: ScriptArguments, auto_class: Any, config: Any, *, new_head:
         except LOADING_ERRORS as error:
             raise UserError(f"--config_overrides build no {config.model_type} classifier: {one_line(error)}") from error
     where = f"--model_name_or_path {args.model_name_or_path}"
+    what = "language model" if auto_class is AutoModelForCausalLM else "classifier"
     try:
         model, info = auto_class.from_pretrained(
             args.model_name_or_path,
@@ -112,9 +113,7 @@ def load_model(args: ScriptArguments, auto_class: Any, config: Any, *, new_head:
         )
     except LOADING_ERRORS as error:
         hint = " (--ignore_mismatched_sizes starts with a new head)" if "mismatch" in str(error) else ""
-        raise UserError(
-            f"{where} cannot be loaded as a {config.model_type} classifier{hint}: {one_line(error)}"
-        ) from error
+        raise UserError(f"{where} cannot be loaded as a {config.model_type} {what}{hint}: {one_line(error)}") from error
     body = {name for name, _ in model.named_parameters() if name.startswith(f"{model.base_model_prefix}.")}
     if body and body <= set(info["missing_keys"]):
         raise UserError(f"{where} holds no weights of a {config.model_type}: it is a checkpoint of another model.")
@@ -144,20 +143,26 @@ def head_modules(model: Any) -> list[str]:
 
 def add_lora(args: ScriptArguments, model: Any) -> Any:
     """Wrap the model in LoRA adapters if `--lora_r` asks for them."""
-    if args.lora_r is None:
+    if not args.lora_r:
         return model
     from peft import LoraConfig, TaskType, get_peft_model  # slow to import, and an optional package
 
-    head = head_modules(model)
-    is_text = type(model).__name__.endswith("ForSequenceClassification")
+    kinds = {
+        "SequenceClassification": TaskType.SEQ_CLS,
+        "TokenClassification": TaskType.TOKEN_CLS,
+        "CausalLM": TaskType.CAUSAL_LM,
+        "LMHeadModel": TaskType.CAUSAL_LM,
+    }
+    kind = kinds.get(type(model).__name__.partition("For")[2] or type(model).__name__[-len("LMHeadModel") :])
+    head = [] if kind == TaskType.CAUSAL_LM else head_modules(model)  # that of a language model is not new
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha if args.lora_alpha is not None else 2 * args.lora_r,
         lora_dropout=args.lora_dropout,
         target_modules=args.lora_target_modules or "all-linear",
-        exclude_modules=head,
-        modules_to_save=head,
-        task_type=TaskType.SEQ_CLS if is_text else None,
+        exclude_modules=head or None,
+        modules_to_save=head or None,
+        task_type=kind,
     )
     try:
         return get_peft_model(model, config)

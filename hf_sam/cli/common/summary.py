@@ -43,11 +43,12 @@ def run_facts(args: ScriptArguments, training: Any, task: Task, history: list[di
 
 def snippet(task: Task, folder: Path) -> str:
     """Return code that loads the result. It needs transformers only."""
+    name = "generate" if task.pipeline == "text-generation" else "classify"
     return (
         f"from transformers import {task.auto_class}, pipeline\n\n"
         f'model = {task.auto_class}.from_pretrained("{folder}")\n'
-        f'classify = pipeline("{task.pipeline}", model="{folder}")\n'
-        f"print(classify({task.example}))"
+        f'{name} = pipeline("{task.pipeline}", model="{folder}")\n'
+        f"print({name}({task.example}))"
     )
 
 

@@ -110,14 +110,15 @@ def tokenize(
 
     encoded = rows.map(encode, batched=True, remove_columns=keys, desc=f"Tokenizing {what}")
     kept = np.array([len(tokens) for tokens in encoded["input_ids"]])
-    _check_positions(int(kept.max()), tokenizer, config, limit)
+    check_positions(int(kept.max()), tokenizer, config, limit)
     all_lengths = np.concatenate([kept[kept < limit], np.array(long, dtype=int)])
     over = int((all_lengths > limit).sum())
     lengths = Lengths(int(np.median(all_lengths)), int(all_lengths.max()), over, len(rows), limit)
     return encoded if labels is None else encoded.add_column("labels", list(labels)), lengths
 
 
-def _check_positions(longest: int, tokenizer: Any, config: Any, limit: int) -> None:
+def check_positions(longest: int, tokenizer: Any, config: Any, limit: int) -> None:
+    """Raise UserError if the longest text, cut to the limit, is still longer than the model can read."""
     most = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or longest)
     if longest > most:
         raise UserError(f"--max_length {limit}: the model reads at most {most} tokens: add --max_length {most}.")

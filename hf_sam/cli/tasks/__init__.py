@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hf_sam.cli.tasks import digits, glue, image, text
+from hf_sam.cli.tasks import digits, glue, image, sft, text, tokens
 from hf_sam.cli.tasks.base import Task
 
 
@@ -23,5 +23,7 @@ TASKS: dict[str, Entry] = {
     "digits": Entry(digits.build, digits.DEFAULTS),
     "image": Entry(image.build, image.DEFAULTS),
     "text": Entry(text.build, text.DEFAULTS),
+    "tokens": Entry(tokens.build, tokens.DEFAULTS),
+    "sft": Entry(sft.build, sft.DEFAULTS),
     **{name: Entry(glue.build, glue.defaults(name)) for name in glue.GLUE},
 }

@@ -36,9 +36,9 @@ class Task:
     evaluation: dict[str, Split]  # the key is "" unless there are several, as for MNLI
     test: dict[str, Split]
     processing_class: Any  # tokenizer or image processor: saved with the model, so that a pipeline finds it
-    compute_loss: Loss
-    compute_metrics: Callable[[Any], dict[str, float]]
-    format_predictions: Callable[[np.ndarray], list[str]]
+    compute_loss: Loss | None  # None where the trainer has its own, as for the two below
+    compute_metrics: Callable[[Any], dict[str, float]] | None
+    format_predictions: Callable[[np.ndarray], list[str]] | None
     pipeline: str  # the name of the transformers pipeline that loads the result
     auto_class: str
     example: str  # Python expression for the pipeline's input, shown in the summary
@@ -46,9 +46,13 @@ class Task:
     flipped_labels: int = 0
     card: dict[str, Any] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
+    trainer: Callable[..., Any] | None = None  # makes another trainer than the tasks' usual one
+    has_classes: bool = True  # whether "labels" are classes or numbers, and not the tokens of a text
 
     def write_predictions(self, split: Split, logits: Any, folder: Path) -> Path:
         """Write one prediction per line in GLUE's format: index and prediction, and the file if the rows are files."""
+        if self.format_predictions is None:
+            raise UserError(f"--do_predict is not for --task {self.name}: leave it out.")
         logits = logits[0] if isinstance(logits, tuple) else logits
         header = "index\tprediction" if split.files is None else "index\tprediction\tfile"
         lines = [f"{row}\t{text}" for row, text in enumerate(self.format_predictions(np.asarray(logits)))]

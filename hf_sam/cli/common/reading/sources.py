@@ -14,9 +14,12 @@ from hf_sam.cli.common.reading.tables import Table, read_table
 SPLITS = ("train", "validation", "test")
 Tables = dict[str, Table]
 ReadFolder = Callable[[str, str, bool], Table]  # the argument, the path, and whether it may be flat
+ReadFile = Callable[..., Table]  # as read_table
 
 
-def read_splits(args: ScriptArguments, training: Any, what: str, read_folder: ReadFolder) -> Tables:
+def read_splits(
+    args: ScriptArguments, training: Any, what: str, read_folder: ReadFolder, read_file: ReadFile = read_table
+) -> Tables:
     """Read every set that is wanted and given. Of an evaluation set that is not given, training rows take the place.
 
     Args:
@@ -24,13 +27,14 @@ def read_splits(args: ScriptArguments, training: Any, what: str, read_folder: Re
         training: The training arguments: what is to be done.
         what: What the rows are, for messages.
         read_folder: Reads a folder of them.
+        read_file: Reads a file of them.
 
     Raises:
         UserError: if there is nothing to train, to evaluate or to predict on.
     """
     tables: Tables = {}
     for split, wanted in zip(SPLITS, (training.do_train, training.do_eval, training.do_predict), strict=True):
-        table = _read_split(args, split, read_folder) if wanted else None
+        table = _read_split(args, split, read_folder, read_file) if wanted else None
         if table is not None:
             tables[split] = table
     if training.do_train and "train" not in tables:
@@ -52,13 +56,13 @@ def name_as_first(tables: Tables, read: str, wanted: str, labels: list[str]) -> 
             table.source = {names.get(name, name): values for name, values in table.source.items()}
 
 
-def _read_split(args: ScriptArguments, split: str, read_folder: ReadFolder) -> Table | None:
+def _read_split(args: ScriptArguments, split: str, read_folder: ReadFolder, read_file: ReadFile) -> Table | None:
     file, folder = getattr(args, f"{split}_file"), getattr(args, f"{split}_dir")
     sources = [name for name in (f"{split}_file", f"{split}_dir", "dataset_name") if getattr(args, name)]
     if len(sources) > 1:
         raise UserError(f"--{sources[0]} and --{sources[1]} are two sources for one set: give one.")
     if file:
-        return read_table(f"{split}_file", file, encoding=args.encoding, separator=args.separator)
+        return read_file(f"{split}_file", file, encoding=args.encoding, separator=args.separator)
     if folder:
         return read_folder(f"{split}_dir", folder, split == "test")
     if args.dataset_name is None:

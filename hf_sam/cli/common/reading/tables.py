@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,15 @@ def _named(value: Any, names: list[str]) -> Any:
     return names[value] if value is not None and 0 <= value < len(names) else None
 
 
-def read_table(argument: str, path: str, *, encoding: str | None = None, separator: str | None = None) -> Table:
-    """Read the file given as `--argument path`.
+def read_table(
+    argument: str,
+    path: str,
+    *,
+    encoding: str | None = None,
+    separator: str | None = None,
+    more: Sequence[str] = (),
+) -> Table:
+    """Read the file given as `--argument path`. `more` are endings that the caller reads otherwise.
 
     Raises:
         UserError: if it is no file, of no known kind, empty, or cannot be read.
@@ -92,11 +99,12 @@ def read_table(argument: str, path: str, *, encoding: str | None = None, separat
     where, file = f"--{argument} {path}", Path(path)
     if not file.is_file():
         raise UserError(f"{where} does not exist (or is no file).")
-    ending = _ending(file)
+    ending = ending_of(file)
     if ending in _SHEETS:
         raise UserError(f"{where} is a spreadsheet: save it as csv (UTF-8) and give that.")
     if ending not in ENDINGS:
-        raise UserError(f"{where} must end in {', '.join(ENDINGS)} (or one of these and {', '.join(OPENERS)}).")
+        known = ", ".join(dict.fromkeys((*ENDINGS, *more)))
+        raise UserError(f"{where} must end in {known} (or one of these and {', '.join(OPENERS)}).")
     if ending == ".parquet":
         return Table(where, _read_parquet(where, file))
     content = read_bytes(where, file)
@@ -114,7 +122,7 @@ def read_table(argument: str, path: str, *, encoding: str | None = None, separat
     return table
 
 
-def _ending(file: Path) -> str:
+def ending_of(file: Path) -> str:
     """Return the ending that says what is in the file: .csv for data.csv.gz and DATA.CSV."""
     endings = [ending.lower() for ending in file.suffixes]
     if len(endings) > 1 and endings[-1] in OPENERS:
