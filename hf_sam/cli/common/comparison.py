@@ -168,10 +168,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def _without_sam(training: Any, folder: Path) -> Any:
     plain = copy.copy(training)
+    without = SAMConfig(sam_variant=PLAIN)
     for f in dataclasses.fields(SAMConfig):
-        default = f.default_factory() if f.default is dataclasses.MISSING else f.default  # type: ignore[misc]
-        setattr(plain, f.name, default)
-    plain.sam_variant = PLAIN
+        setattr(plain, f.name, getattr(without, f.name))
     plain.preset = None
     plain.output_dir, plain.run_name = str(folder), str(folder)
     plain.push_to_hub = False

@@ -90,7 +90,7 @@ def _eval_results(args: ScriptArguments, task: Task, results: Mapping[str, Any])
     for prefix, split in (("eval_", "validation"), ("test_", "test")):
         for key, value in results.items():
             name = key.removeprefix(prefix)
-            if name == key or key.endswith(_NO_METRIC) or name == "loss":
+            if name == key or key.endswith((*_NO_METRIC, "_loss")):
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 continue
