@@ -83,12 +83,14 @@ def finetune(args: ScriptArguments, training: Any, *, quiet: bool = False) -> di
     facts["wall_time"] = time.perf_counter() - started
     results |= _save(trainer, "run", facts)
     trainer.card_results = results
-    _publish(args, training, task, trainer)
-    ending.pushed_to = trainer.hub_model_id if training.push_to_hub else None
-    if trainer.is_world_process_zero():
-        ending.write()
-        if not quiet:
-            show_after(task, results, ending)
+    try:
+        _publish(args, training, task, trainer)
+    finally:
+        if trainer.is_world_process_zero():
+            ending.write()
+    if trainer.is_world_process_zero() and not quiet:
+        ending.pushed_to = trainer.hub_model_id if training.push_to_hub else None
+        show_after(task, results, ending)
     return results
 
 

@@ -5,7 +5,7 @@ python scripts/benchmarks/suspects.py                    # seeds 1, 2 and 3; a r
 python scripts/benchmarks/suspects.py --seeds 1 --output_dir outputs/suspects --max_steps 100
 
 Each run is one of `scripts/recipes/digits_noise_*.yaml`, and the list is its suspects.csv: the training labels that the
-model contradicts at the end. Precision: the share of the list that is wrong; recall: the share of the wrong labels in it.
+model contradicts at the end. Precision is the share of the list that is wrong, recall that of the wrong labels in it.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +26,7 @@ from hf_sam.cli.common.suspects import FILE, Suspects
 from hf_sam.cli.tasks.base import Task
 
 _EXAMPLES = 5
+_TEXT = 60  # characters of an example
 
 
 class LastOutputs:
@@ -63,7 +65,7 @@ class Ending:
         }
 
     def write(self) -> None:
-        """Write what is not to be pushed, once all has been pushed."""
+        """Write what must not be pushed, once all has been pushed."""
         if self.suspects is not None:
             self.suspects.write(self.output)
 
@@ -95,6 +97,7 @@ def show_after(task: Task, results: dict[str, Any], ending: Ending, *, console: 
         judged = judge(output, names, separator)
         if judged is not None:
             _show_set(judged, task.origins.get(name), [names[number] for number in sorted(names)], console)
+    console.print()
     for line in _where_next(results, ending):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
@@ -107,16 +110,23 @@ def _show_set(judged: Judged, origin: Origin | None, names: list[str], console: 
         console.print(_highest_losses(judged, origin))
 
 
-def _highest_losses(judged: Judged, origin: Origin) -> Table:
-    table = Table(title=f"highest loss in {origin.where} (rows from 0)", title_justify="left", box=None, pad_edge=False)
+def _highest_losses(judged: Judged, origin: Origin) -> Group:
+    table = Table(box=None, pad_edge=False)
     heads = ["row", "loss", "given", "predicted", *([origin.kind] if origin.columns else [])]
     for head in heads:
         table.add_column(head, justify="right" if head in ("row", "loss") else "left")
     for place in judged.loss.argsort(kind="stable")[::-1][:_EXAMPLES].tolist():
         words = [one_line(text, 24) for text in (judged.given[place], judged.predicted[place])]
-        text = [Text(one_line(origin.text(place), 60))] if origin.columns else []
-        table.add_row(str(origin.rows[place]), f"{judged.loss[place]:.3g}", *map(Text, words), *text)
-    return table
+        text = [_shown(origin, place)] if origin.columns else []
+        table.add_row(str(origin.rows[place]), f"{judged.loss[place]:.3g}", *map(Text, [*words, *text]))
+    return Group(Text(f"\nhighest loss, rows of {origin.where} from 0", "italic"), table)
+
+
+def _shown(origin: Origin, place: int) -> str:
+    text = origin.text(place)
+    if origin.kind == "file" and len(text) > _TEXT:
+        return "..." + text[3 - _TEXT :]  # the name is at the end
+    return one_line(text, _TEXT)
 
 
 def _where_next(results: dict[str, Any], ending: Ending) -> list[str]:
@@ -134,4 +144,5 @@ def _where_next(results: dict[str, Any], ending: Ending) -> list[str]:
     if ending.pushed_to is not None:
         return [*lines, f"On the Hub: {ending.pushed_to}"]
     leave = " ".join(f"--exclude {pattern!r}" for pattern in ("checkpoint-*", "_*", FILE))
-    return [*lines, f"Push it:\n  hf upload YOUR_NAME/{ending.output.absolute().name} {ending.folder} . {leave}"]
+    name = shlex.quote(f"YOUR_NAME/{ending.output.absolute().name}")
+    return [*lines, f"Push it:\n  hf upload {name} {shlex.quote(str(ending.folder))} . {leave}"]

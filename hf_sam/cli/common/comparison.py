@@ -59,7 +59,8 @@ class Comparison:
 
     def show(self, results: dict[str, Any], console: Console) -> None:
         """Print both side by side."""
-        table = Table(title="against plain training", title_justify="left", box=None, pad_edge=False)
+        console.print("\nagainst plain training", style="italic")
+        table = Table(box=None, pad_edge=False)
         table.add_column("")
         for name in ("plain", str(results["sam_variant"]).upper(), "difference"):
             table.add_column(name, justify="right")
@@ -70,7 +71,7 @@ class Comparison:
         table.add_row("training", f"{plain:.1f} s", f"{ours:.1f} s", f"{ours / plain:.2f} x" if plain else "")
         console.print(table)
         console.print(self._caution(results), soft_wrap=True, markup=False, highlight=False)
-        console.print(f"The plain model is in {self.folder}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"The plain model is in {self.folder}\n", soft_wrap=True, markup=False, highlight=False)
 
     def _caution(self, results: dict[str, Any]) -> str:
         accuracy = results.get("eval_accuracy")

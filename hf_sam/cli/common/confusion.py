@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,7 @@ _PAIRS = 10
 _NAME = 24  # characters of a class
 
 
-def confusion(judged: Judged, names: Sequence[str], width: int) -> Table | None:
+def confusion(judged: Judged, names: Sequence[str], width: int) -> Group | None:
     """Return the table; None where there are no classes, or none was taken for another one of many.
 
     Args:
@@ -31,7 +32,7 @@ def confusion(judged: Judged, names: Sequence[str], width: int) -> Table | None:
     return _matrix(counts, names, width) if len(names) <= _CLASSES else _pairs(counts)
 
 
-def _matrix(counts: Counter[tuple[str, str]], names: Sequence[str], width: int) -> Table:
+def _matrix(counts: Counter[tuple[str, str]], names: Sequence[str], width: int) -> Group:
     short = [one_line(name, _NAME) for name in names]
     cells = [
         max(len(name), *(len(f"{counts[given, full]:,}") for given in names))
@@ -40,7 +41,7 @@ def _matrix(counts: Counter[tuple[str, str]], names: Sequence[str], width: int) 
     fits = max(map(len, short)) + sum(cells) + 2 * len(names) <= width
     heads = short if fits else [str(place) for place in range(len(names))]
     rows = short if fits else [f"{place} {name}" for place, name in enumerate(short)]
-    table = _table("given label (a line each) and prediction (a column each)")
+    table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
     for head in heads:
         table.add_column(Text(head), justify="right", no_wrap=True)
@@ -48,7 +49,7 @@ def _matrix(counts: Counter[tuple[str, str]], names: Sequence[str], width: int) 
         numbers = [(f"{counts[given, predicted]:,}" if counts[given, predicted] else "·") for predicted in names]
         styles = ["bold" if predicted == given else "" for predicted in names]
         table.add_row(Text(row), *(Text(number, style) for number, style in zip(numbers, styles, strict=True)))
-    return table
+    return Group(Text("\ngiven label (a line each) and prediction (a column each)", "italic"), table)
 
 
 def _pairs(counts: Counter[tuple[str, str]]) -> Table | None:
@@ -58,14 +59,10 @@ def _pairs(counts: Counter[tuple[str, str]]) -> Table | None:
     wrong = [(pair, count) for pair, count in counts.most_common() if pair[0] != pair[1]]
     if not wrong:
         return None
-    table = _table("most confused classes")
+    table = Table(box=None, pad_edge=False)
     for name in ("given", "predicted", "times", "of the given"):
         table.add_column(name, justify="left" if name in ("given", "predicted") else "right")
     for (given, predicted), count in wrong[:_PAIRS]:
         share = f"{count / of_class[given]:.0%}"
         table.add_row(Text(one_line(given, 30)), Text(one_line(predicted, 30)), f"{count:,}", share)
-    return table
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=None, pad_edge=False)
+    return Group(Text("\nmost confused classes", "italic"), table)

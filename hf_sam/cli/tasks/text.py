@@ -12,7 +12,7 @@ from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.facts import Facts
 from hf_sam.cli.common.labelled import Labelled, label_sets, loss_of
 from hf_sam.cli.common.models import add_lora, load_config, load_model, set_labels
-from hf_sam.cli.common.origins import origin_of
+from hf_sam.cli.common.origins import Origin, origin_of
 from hf_sam.cli.common.predictions import formatter
 from hf_sam.cli.common.problem import describe
 from hf_sam.cli.common.reading.columns import Columns, find_columns
@@ -68,11 +68,13 @@ def build(args: ScriptArguments, training: Any) -> Task:
         flipped_labels=found.flipped,
         card={"tasks": "text-classification", "dataset": args.dataset_name or "local texts"},
         facts=facts,
-        origins={
-            split: origin_of(found.tables[split], values, truth=found.truth if split == "train" else None)
-            for split, values in texts.items()
-        },
+        origins=_origins(found, texts),
     )
+
+
+def _origins(found: Labelled, texts: dict[str, list[list[str]]]) -> dict[str, Origin]:
+    truth = {"train": found.truth}
+    return {split: origin_of(found.tables[split], values, truth=truth.get(split)) for split, values in texts.items()}
 
 
 def _read_folder(args: ScriptArguments, argument: str, path: str, flat: bool) -> Table:
