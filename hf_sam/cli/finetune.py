@@ -35,7 +35,7 @@ from hf_sam.cli.common.checkpoints import (
 from hf_sam.cli.common.comparison import check_compare, compare
 from hf_sam.cli.common.errors import HUB_ERROR, UserError, one_line
 from hf_sam.cli.common.fresh_dropout import FreshDropoutTrainer
-from hf_sam.cli.common.hub_card import push, with_card
+from hf_sam.cli.common.hub_card import CompleteCard, push
 from hf_sam.cli.common.parsing import parse
 from hf_sam.cli.common.processes import check_same, prepared_together
 from hf_sam.cli.common.summary import finite, run_facts
@@ -68,6 +68,7 @@ def finetune(args: ScriptArguments, training: Any, *, quiet: bool = False) -> di
     comparison = compare(args, training, task, lambda *plain: finetune(*plain, quiet=True))
     started += comparison.seconds if comparison else 0.0
     trainer = make_trainer(args, training, task)
+    card = CompleteCard(trainer, args, task)
     if args.overwrite_output_dir and training.should_save and checkpoint is None:
         clear_output_dir(folder)
     keep_private(folder, training)
@@ -82,7 +83,7 @@ def finetune(args: ScriptArguments, training: Any, *, quiet: bool = False) -> di
     facts = run_facts(args, training, task, trainer.state.log_history) | ending.facts()
     facts["wall_time"] = time.perf_counter() - started
     results |= _save(trainer, "run", facts)
-    trainer.card_results = results
+    card.results = results
     try:
         _publish(args, training, task, trainer)
     finally:
@@ -121,7 +122,7 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
     evaluation = {name: split.data for name, split in task.evaluation.items()}
-    kind = with_card(FreshDropoutTrainer if args.fresh_dropout else SAMTrainer, args, task)
+    kind = FreshDropoutTrainer if args.fresh_dropout else SAMTrainer
     try:
         trainer = kind(
             model=task.model,

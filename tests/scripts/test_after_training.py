@@ -37,6 +37,7 @@ def task() -> Any:
     return SimpleNamespace(
         name="text", model=model, origins=origins, evaluation={"": Split([0] * 3)}, auto_class="AutoModel",
         pipeline="text-classification", example='"A text."', compute_metrics=lambda _: {},
+        separator="|",
     )  # fmt: skip
 
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from hf_sam import SAMTrainer
 from hf_sam.cli.common.arguments import ScriptArguments
-from hf_sam.cli.common.hub_card import completed
+from hf_sam.cli.common.hub_card import _understood, completed
 from hf_sam.cli.tasks.base import Split
 from tests.scripts.hub_cards import card_errors
 
@@ -99,6 +100,26 @@ def test_many_classes_and_numbers() -> None:
     text = completed(CARD, ScriptArguments(task="text"), task([str(number) for number in range(150)]), {})
     assert "| 99 | 99 |\n\n50 more are in `config.json`." in text
     assert "### Labels" not in completed(CARD, ScriptArguments(), task(["LABEL_0"], kind="regression"), {})
+
+
+def test_a_model_without_classes_lists_none() -> None:
+    language_model = task(["LABEL_0", "LABEL_1"])
+    language_model.pipeline = "text-generation"
+    text = completed(CARD.replace("More information needed", "Mine."), ScriptArguments(), language_model, {})
+    assert "### Labels" not in text
+    assert text.rstrip().endswith("- evaluation: 300 rows")
+
+
+def test_a_trainer_whose_card_knows_less_gets_less() -> None:
+    class Other:
+        def create_model_card(self, model_name: Any = None, dataset_name: Any = None, tags: Any = None) -> None: ...
+
+    class Mixed(Other):
+        def create_model_card(self, *args: Any, **kwargs: Any) -> None: ...
+
+    known = {"tasks": "text-generation", "dataset": "mine", "finetuned_from": "me/llm"}
+    assert _understood(Mixed, known) == {"dataset_name": "mine"}
+    assert _understood(SAMTrainer, known) == known
 
 
 def test_what_others_wrote_into_the_card_stays() -> None:

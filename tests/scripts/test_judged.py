@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers import EvalPrediction
 
-from hf_sam.cli.common.judged import judge
+from hf_sam.cli.common.judged import condense, judge, judge_condensed
 
 LOGITS = np.array([[2.0, 0.0, -1.0], [0.0, 3.0, 1.0], [1.0, 1.5, 0.0]])
 
@@ -24,6 +24,25 @@ def test_one_class() -> None:
     assert (judged.given, judged.predicted) == (["a", "c", "a"], ["a", "b", "b"])
     assert judged.differs.tolist() == [False, True, True]
     assert judged.order().tolist() == [1, 2, 0]
+
+
+def test_condensed_outputs_are_judged_alike() -> None:
+    names = {0: "a", 1: "b", 2: "c"}
+    for labels in (np.array([0, 2, 0]), np.eye(3), np.array([0.5, 1.0, 2.0])):
+        logits = LOGITS[:, :1] if labels.dtype == float and labels.ndim == 1 else LOGITS
+        small = condense((torch.tensor(logits),), torch.tensor(labels)).numpy()
+        whole, less = (
+            judge(EvalPrediction(logits, labels), names),
+            judge_condensed(EvalPrediction(small, labels), names),
+        )
+        assert whole is not None
+        assert less is not None
+        assert (less.given, less.predicted) == (whole.given, whole.predicted)
+        assert less.doubt == pytest.approx(whole.doubt)
+        assert less.loss == pytest.approx(whole.loss)
+    assert condense(torch.tensor(LOGITS), torch.tensor([0, 2, 0])).shape == (3, 2)
+    broken = EvalPrediction(np.array([[np.nan, 1.0]]), np.array([0]))
+    assert judge_condensed(broken, names) is None
 
 
 def test_several_labels() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came out, and where to look next? Everything that is shown when a run has ended."""
+"""Show what came out of a run, and where to look next."""
 
 from __future__ import annotations
 
@@ -91,10 +91,9 @@ def show_after(task: Task, results: dict[str, Any], ending: Ending, *, console: 
     if ending.comparison is not None:
         ending.comparison.show(results, console)
     show_per_class(task.compute_metrics, console=console)
-    separator = getattr(getattr(task.compute_metrics, "problem", None), "separator", "|")
     names = task.model.config.id2label
     for name, output in ending.evaluated.items():
-        judged = judge(output, names, separator)
+        judged = judge(output, names, task.separator)
         if judged is not None:
             _show_set(judged, task.origins.get(name), [names[number] for number in sorted(names)], console)
     console.print()

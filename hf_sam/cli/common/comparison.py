@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What would plain training have reached? The same run without SAM, first, and both side by side."""
+"""Compare with plain training: the same run without SAM, first, and both side by side."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which classes are taken for which? A matrix of few classes, of many the pairs that are confused most."""
+"""Show which classes are taken for which: a matrix of few classes, of many the pairs that are confused most."""
 
 from __future__ import annotations
 

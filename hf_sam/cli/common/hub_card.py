@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does the model card say beyond what the Trainer knows? Data, classes and results, as the Hub reads them."""
+"""Complete the Trainer's model card with data, classes and results, as the Hub reads them."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,38 +23,47 @@ _DATA = "## Training and evaluation data\n\nMore information needed\n"
 _UNKNOWN = "unknown"  # what the Hub's cards call data that it does not have
 
 
-class WithCard:
-    """Stands before a trainer, and lets its card say what the arguments and the task know.
+class CompleteCard:
+    """Takes the place of a trainer's `create_model_card`, which a push calls, and completes what that writes.
 
-    `card_results` are the run's results, once they are known.
+    Args:
+        trainer: Whose card it is.
+        args: Of the script.
+        task: What it was trained on.
     """
 
-    card_arguments: ScriptArguments
-    card_task: Task
-    card_results: Mapping[str, Any] = {}
+    def __init__(self, trainer: Any, args: ScriptArguments, task: Task) -> None:
+        self.args, self.task, self.training = args, task, trainer.args
+        self.results: Mapping[str, Any] = {}  # of the run, once they are known
+        self.create, self.kind = trainer.create_model_card, type(trainer)
+        trainer.create_model_card = self
 
-    def create_model_card(self, *given: Any, **named: Any) -> None:
-        """Write the Trainer's card and complete it."""
-        trainer: Any = super()
-        args, task, training = self.card_arguments, self.card_task, self.args  # type: ignore[attr-defined]
-        known = dict(task.card)
-        local = args.model_name_or_path is not None and Path(args.model_name_or_path).is_dir()
-        if args.model_name_or_path and not local:
-            known["finetuned_from"] = args.model_name_or_path
-        trainer.create_model_card(*given, **{**known, **named})
-        path = Path(training.output_dir) / "README.md"
-        if not (training.process_index == 0 and path.is_file()):
+    def __call__(self, *given: Any, **named: Any) -> None:
+        """Write the card."""
+        known, base = dict(self.task.card), self.args.model_name_or_path
+        local = base is not None and Path(base).is_dir()
+        if base and not local:
+            known["finetuned_from"] = base
+        self.create(*given, **{**_understood(self.kind, known), **named})
+        path = Path(self.training.output_dir) / "README.md"
+        if not (self.training.process_index == 0 and path.is_file()):
             return
         text = path.read_text(encoding="utf-8")
         if local:  # a card can only name a model of the Hub, and calls every other one trained from scratch
-            name = Path(str(args.model_name_or_path)).name
+            name = Path(str(base)).name
             text = text.replace("was trained from scratch", f"is fine-tuned from a local checkpoint ({name})")
-        path.write_text(completed(text, args, task, self.card_results), encoding="utf-8")
+        path.write_text(completed(text, self.args, self.task, self.results), encoding="utf-8")
 
 
-def with_card(kind: type, args: ScriptArguments, task: Task) -> Any:
-    """Return a class of trainers whose card is complete."""
-    return type(kind.__name__, (WithCard, kind), {"card_arguments": args, "card_task": task})
+def _understood(kind: type, known: dict[str, Any]) -> dict[str, Any]:
+    """Return what the trainer's own card has an argument for: other libraries' trainers write cards of their own."""
+    for base in kind.__mro__:
+        create = vars(base).get("create_model_card")
+        arguments = inspect.signature(create).parameters if create else {}
+        if arguments and not any(argument.kind is argument.VAR_KEYWORD for argument in arguments.values()):
+            renamed = {**known, "dataset_name": known.get("dataset")}
+            return {name: value for name, value in renamed.items() if name in arguments}
+    return known
 
 
 def completed(text: str, args: ScriptArguments, task: Task, results: Mapping[str, Any]) -> str:
@@ -64,12 +74,13 @@ def completed(text: str, args: ScriptArguments, task: Task, results: Mapping[str
     data.datasets = [name] if (name := _hub_data(args, task)) else None
     found = list(_eval_results(args, task, results))
     data.metrics = list(dict.fromkeys(result.metric_type for result in found)) or None
-    data.model_name = data.model_name or _title(card.text)
     data.eval_results = found or None
-    if not found:
-        data.__dict__.pop("model_name")
-    text = str(card)
-    return text.replace(_DATA, "\n".join(_sections(args, task)) + "\n", 1)
+    if found:
+        data.model_name = data.model_name or _title(card.text)
+    elif "model-index" in text:
+        del data.model_name  # it was the name of an index without results
+    text, sections = str(card), "\n".join(_sections(args, task)) + "\n"
+    return text.replace(_DATA, sections, 1) if _DATA in text else f"{text.rstrip()}\n\n{sections}"
 
 
 def _title(text: str) -> str:
@@ -128,7 +139,7 @@ def _sections(args: ScriptArguments, task: Task) -> Iterator[str]:
     if task.flipped_labels:
         yield f"- {task.flipped_labels:,} training labels were replaced by wrong ones on purpose"
     names = task.model.config.id2label
-    if task.model.config.problem_type == "regression" or len(names) < 2:
+    if not task.pipeline.endswith("classification") or task.model.config.problem_type == "regression":
         return
     yield "\n### Labels\n"
     yield "| id | label |\n|---:|:---|"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure is a model that the given label of an example is wrong? From its logits, whatever kind of label it is."""
+"""Judge each label by the logits of a model: how sure is it that another one is right?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import expit, log_softmax
+from torch.nn import functional
 
 
 @dataclass
@@ -53,9 +55,34 @@ def judge(output: Any, names: Mapping[int, str], separator: str = "|") -> Judged
     return _numbers(logits[:, 0], labels) if logits.shape[1] == 1 else None
 
 
+def condense(logits: Any, labels: Any) -> torch.Tensor:
+    """Return loss and predicted class of each example where it has one class, else its logits.
+
+    Trainer's `preprocess_logits_for_metrics`: the logits of a large set and many classes do not fit into memory.
+    """
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    if labels is None or labels.dim() != 1 or labels.is_floating_point() or logits.dim() != 2:
+        return logits
+    loss = functional.cross_entropy(logits.float(), labels, reduction="none")
+    return torch.stack([loss, logits.argmax(dim=-1).to(loss.dtype)], dim=1)
+
+
+def judge_condensed(output: Any, names: Mapping[int, str], separator: str = "|") -> Judged | None:
+    """Return what `judge` does, of outputs that `condense` has made smaller."""
+    rows, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        return judge(output, names, separator)
+    if rows.shape != (len(labels), 2) or not len(rows) or not np.isfinite(rows).all():
+        return None
+    return _of_classes(rows[:, 0].astype(np.float64), rows[:, 1].astype(np.int64), labels, names)
+
+
 def _classes(logits: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> Judged:
-    log_shares, predicted = log_softmax(logits, axis=-1), logits.argmax(axis=-1)
-    loss = -log_shares[np.arange(len(labels)), labels]
+    loss = -log_softmax(logits, axis=-1)[np.arange(len(labels)), labels]
+    return _of_classes(loss, logits.argmax(axis=-1), labels, names)
+
+
+def _of_classes(loss: np.ndarray, predicted: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> Judged:
     written = [[names[int(number)] for number in numbers] for numbers in (labels, predicted)]
     return Judged("classification", *written, loss, -np.expm1(-loss), predicted != labels)
 

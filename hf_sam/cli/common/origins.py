@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where is an example from? Its row in what the user gave, and what stands there."""
+"""Where each example is from: its row in what the user gave, and what stands there."""
 
 from __future__ import annotations
 

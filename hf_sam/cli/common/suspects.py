@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which training labels may be wrong? A file of those that the trained model doubts, the surest doubts first."""
+"""List the training labels that may be wrong: those that the trained model contradicts, the surest first."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import EvalPrediction
 
 from hf_sam.cli.common.errors import UserError, one_line
-from hf_sam.cli.common.judged import Judged, judge
+from hf_sam.cli.common.judged import Judged, condense, judge_condensed
 from hf_sam.cli.common.origins import Origin
 from hf_sam.cli.tasks.base import Task
 
@@ -74,14 +73,13 @@ def find_suspects(trainer: Any, task: Task) -> Suspects | None:
     origin = task.origins.get("train")
     if origin is None:
         return None
-    metrics, trainer.compute_metrics = trainer.compute_metrics, None  # it keeps tables of what was evaluated last
+    own = trainer.compute_metrics, trainer.preprocess_logits_for_metrics  # the first keeps tables of what came last
+    trainer.compute_metrics, trainer.preprocess_logits_for_metrics = None, condense
     try:
         output = trainer.predict(task.train, metric_key_prefix="train")
     finally:
-        trainer.compute_metrics = metrics
-    separator = getattr(getattr(task.compute_metrics, "problem", None), "separator", "|")
-    prediction = EvalPrediction(output.predictions, output.label_ids)
-    judged = judge(prediction, task.model.config.id2label, separator)
+        trainer.compute_metrics, trainer.preprocess_logits_for_metrics = own
+    judged = judge_condensed(output, task.model.config.id2label, task.separator)
     return None if judged is None else Suspects(judged, origin, output.label_ids)
 
 

@@ -47,6 +47,7 @@ class Task:
     flipped_labels: int = 0
     card: dict[str, Any] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
+    separator: str = "|"  # between several labels of one example
     origins: dict[str, Origin] = field(default_factory=dict)  # by split: "train", "validation", "validation matched"
 
     def write_predictions(self, split: Split, logits: Any, folder: Path) -> Path:

@@ -83,6 +83,7 @@ def _task(args: ScriptArguments, training: Any, found: Labelled, sets: dict[str,
         auto_class="AutoModelForImageClassification",
         example='"image.png"',
         flipped_labels=found.flipped,
+        separator=args.label_separator,
         origins=_origins(found, {split: images.column for split, images in sets.items()}),
         **parts,
     )

@@ -69,6 +69,7 @@ def build(args: ScriptArguments, training: Any) -> Task:
         card={"tasks": "text-classification", "dataset": args.dataset_name or "local texts"},
         facts=facts,
         origins=_origins(found, texts),
+        separator=args.label_separator,
     )
 
 
