@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,10 @@ def finetune(args: ScriptArguments, training: Any, *, quiet: bool = False) -> di
     task, checkpoint = _prepare(args, training, folder)
     if not quiet and _announce(args, training, task):
         return {}
-    comparison = compare(args, training, task, lambda *plain: finetune(*plain, quiet=True))
-    started += comparison.seconds if comparison else 0.0
-    trainer = make_trainer(args, training, task)
+    trainer = make_trainer(args, training, task)  # before the other one trains: what is refused, is refused now
     card = CompleteCard(trainer, args, task)
+    comparison = compare(args, training, task, partial(finetune, quiet=True))
+    started += comparison.seconds if comparison else 0.0
     if args.overwrite_output_dir and training.should_save and checkpoint is None:
         clear_output_dir(folder)
     keep_private(folder, training)

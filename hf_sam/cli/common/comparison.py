@@ -9,12 +9,16 @@ import gc
 import json
 import math
 import os
+import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 from rich.table import Table
@@ -120,8 +124,19 @@ def compare(args: ScriptArguments, training: Any, task: Task, run: Run) -> Compa
         return None
     rows = sum(len(split.data) for split in task.evaluation.values())
     before = time.perf_counter()
-    results = train_plain(args, training, run)
+    with _same_random_numbers():
+        results = train_plain(args, training, run)
     return Comparison(results, Path(training.output_dir) / FOLDER, rows, time.perf_counter() - before)
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    """Let what comes after draw the random numbers that it would have drawn without what happens meanwhile."""
+    own = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        yield
+    random.setstate(own[0])
+    np.random.set_state(own[1])
 
 
 def train_plain(args: ScriptArguments, training: Any, run: Run) -> dict[str, Any]:

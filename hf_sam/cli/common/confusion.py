@@ -52,7 +52,7 @@ def _matrix(counts: Counter[tuple[str, str]], names: Sequence[str], width: int) 
     return Group(Text("\ngiven label (a line each) and prediction (a column each)", "italic"), table)
 
 
-def _pairs(counts: Counter[tuple[str, str]]) -> Table | None:
+def _pairs(counts: Counter[tuple[str, str]]) -> Group | None:
     of_class: Counter[str] = Counter()
     for (given, _), count in counts.items():
         of_class[given] += count

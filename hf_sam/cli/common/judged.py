@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,21 +83,22 @@ def _classes(logits: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -
 
 
 def _of_classes(loss: np.ndarray, predicted: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> Judged:
-    written = [[names[int(number)] for number in numbers] for numbers in (labels, predicted)]
-    return Judged("classification", *written, loss, -np.expm1(-loss), predicted != labels)
+    given, others = ([names[int(number)] for number in numbers] for numbers in (labels, predicted))
+    return Judged("classification", given, others, loss, -np.expm1(-loss), predicted != labels)
 
 
 def _several(logits: np.ndarray, labels: np.ndarray, names: Mapping[int, str], separator: str) -> Judged:
     there, predicted = labels > 0.5, logits > 0
     right = expit(np.where(there, logits, -logits))
     loss = np.logaddexp(0.0, np.where(there, -logits, logits)).mean(axis=-1)
-    written = [
-        [separator.join(names[place] for place in np.flatnonzero(row)) for row in rows] for rows in (there, predicted)
-    ]
-    return Judged("multilabel", *written, loss, 1 - right.min(axis=-1), (there != predicted).any(axis=-1))
+    given, others = (
+        [separator.join(names[place] for place in np.flatnonzero(row).tolist()) for row in rows]
+        for rows in (there, predicted)
+    )
+    return Judged("multilabel", given, others, loss, 1 - right.min(axis=-1), (there != predicted).any(axis=-1))
 
 
 def _numbers(predicted: np.ndarray, labels: np.ndarray) -> Judged:
     residual = predicted - labels
-    written: Sequence[list[str]] = [[f"{value:.6g}" for value in values] for values in (labels, predicted)]
-    return Judged("regression", *written, residual**2, residual, np.ones(len(labels), dtype=bool))
+    given, others = ([f"{value:.6g}" for value in values] for values in (labels, predicted))
+    return Judged("regression", given, others, residual**2, residual, np.ones(len(labels), dtype=bool))
