@@ -2,7 +2,7 @@
 """A Hub on this machine: the part of its API that a push and a download use, over HTTP, kept in memory.
 
 Repositories are created, files go in by preupload, LFS and commit, and come out by resolve, as with the real one. What
-is asked for and not known here is answered with 404 and kept in `unknown`: a test sees what a new version asks.
+is not known here is answered with 404; what was to be written so is kept in `unknown`, for tests to see.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
+        self.storage = f"http://localhost:{self.server_port}"  # large files lie elsewhere, with the real one, too
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, bytes] = {}
         self.unknown: list[str] = []
@@ -124,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             if found := re.fullmatch(pattern, path):
                 answer(*found.groups())
                 return
-        self.server.unknown.append(f"{self.command} {path}")
+        if writes:
+            self.server.unknown.append(f"{self.command} {path}")
         self._json(404, {"error": "not known here"})
 
     def _chunks(self) -> bytes:
@@ -239,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, file.content, headers)
             return
         linked = {"X-Linked-ETag": f'"{file.etag}"', "X-Linked-Size": str(len(file.content))}
-        self._send(302, b"", {**headers, **linked, "Location": f"{self.server.url}/lfs/{file.etag}"})
+        self._send(302, b"", {**headers, **linked, "Location": f"{self.server.storage}/lfs/{file.etag}"})
 
     def _known(self, name: str, revision: str) -> str | None:
         repository = self.server.repositories.get(name)
