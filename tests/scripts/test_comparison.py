@@ -64,9 +64,7 @@ def test_all_of_sams_settings_are_taken_out(sst2: list[Any]) -> None:
 
 
 @pytest.mark.slow
-def test_both_runs_are_those_that_would_be_without_the_other(
-    sst2: list[Any], run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_both_runs_are_those_that_would_be_without_the_other(sst2: list[Any], run: Run, tmp_path: Path) -> None:
     out, plain, alone = tmp_path / "out", tmp_path / "plain", tmp_path / "alone"
     more = ["--config_overrides", '{"hidden_dropout_prob": 0.1}', "--rho", 0.1]
     assert run(*sst2, *more, "--compare")[0] == 0
