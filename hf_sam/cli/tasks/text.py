@@ -46,17 +46,16 @@ def build(args: ScriptArguments, training: Any) -> Task:
     if "train" in texts:
         set_labels(config, found.problem.names, found.problem.kind)
     tokenizer = load_tokenizer(args, config)
-    sets = {}
+    sets, labels = {}, found.labels
     for split, values in texts.items():
-        labels = found.labels.get(split)
-        sets[split], facts.lengths[split] = tokenize(values, labels, tokenizer, config, args.max_length)
+        sets[split], facts.lengths[split] = tokenize(values, labels.get(split), tokenizer, config, args.max_length)
     model = load_model(args, AutoModelForSequenceClassification, config, new_head=found.new_head)
     return Task(
         name="text",
         model=add_lora(args, model),
         train=sets.get("train"),
         evaluation={"": Split(sets["validation"])} if "validation" in sets else {},
-        test={"": Split(sets["test"], "test" in found.labels, files=_files(found))} if "test" in sets else {},
+        test={"": Split(sets["test"], "test" in labels, files=_files(found))} if "test" in sets else {},
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if training.fp16 else None),
         compute_loss=loss_of(found, training),
