@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from hf_sam import SAMTrainer
+from hf_sam.cli.common.after_training import Ending, keeping_outputs, show_after
 from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.before_training import show_before
 from hf_sam.cli.common.checkpoints import (
@@ -32,15 +34,17 @@ from hf_sam.cli.common.checkpoints import (
     find_checkpoint,
 )
 from hf_sam.cli.common.clock import TrainingClock, seconds_before, where_it_goes_on
+from hf_sam.cli.common.comparison import check_compare, compare
 from hf_sam.cli.common.errors import HUB_ERROR, UserError, one_line
 from hf_sam.cli.common.fresh_dropout import FreshDropoutTrainer
 from hf_sam.cli.common.full_disk import telling_of_full_disk
+from hf_sam.cli.common.hub_card import CompleteCard, push
 from hf_sam.cli.common.parsing import parse
-from hf_sam.cli.common.per_class import show_per_class
 from hf_sam.cli.common.processes import check_same, prepared_together
 from hf_sam.cli.common.programs import COMMAND, Names, run_program
 from hf_sam.cli.common.progress import progress_bars
-from hf_sam.cli.common.summary import finite, run_facts, show
+from hf_sam.cli.common.summary import finite, run_facts
+from hf_sam.cli.common.suspects import find_suspects, keep_private
 from hf_sam.cli.common.trackers import check_trackers
 from hf_sam.cli.tasks import TASKS
 from hf_sam.cli.tasks.base import Task, hold_out
@@ -59,10 +63,46 @@ def main(argv: Sequence[str] | None = None, *, names: Names = COMMAND) -> int:
     return run_program(names.of("finetune"), run)
 
 
-def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
+def finetune(args: ScriptArguments, training: Any, *, quiet: bool = False) -> dict[str, Any]:
     """Train, evaluate and predict as the arguments say. Returns what is in all_results.json."""
     started = time.perf_counter()
     folder = Path(training.output_dir)
+    task, checkpoint = _prepare(args, training, folder)
+    if not quiet and _announce(args, training, task):
+        return {}
+    trainer = make_trainer(args, training, task)  # before the other one trains: what is refused, is refused now
+    card = CompleteCard(trainer, args, task)
+    comparison = compare(args, training, task, partial(finetune, quiet=True))
+    started += comparison.seconds if comparison else 0.0
+    if args.overwrite_output_dir and training.should_save and checkpoint is None:
+        clear_output_dir(folder)
+    keep_private(folder, training)
+    ending = Ending(folder, folder / "merged" if _is_merged(args, task) else folder, comparison)
+
+    results = _train(trainer, task, checkpoint) if training.do_train else {}
+    if training.do_eval:
+        results |= _evaluate(trainer, task, ending)
+    if training.do_predict:
+        results |= _predict(trainer, task, folder)
+    ending.suspects = find_suspects(trainer, task) if args.suspects and training.do_train else None
+    facts = run_facts(args, training, task, trainer.state.log_history) | ending.facts()
+    facts["wall_time"] = time.perf_counter() - started
+    results |= _save(trainer, "run", facts)
+    card.results = results
+    try:
+        _publish(args, training, task, trainer)
+    finally:
+        if trainer.is_world_process_zero():
+            ending.write()
+    if trainer.is_world_process_zero() and not quiet:
+        ending.pushed_to = trainer.hub_model_id if training.push_to_hub else None
+        show_after(task, results, ending)
+    return results
+
+
+def _prepare(args: ScriptArguments, training: Any, folder: Path) -> tuple[Task, Path | None]:
+    """Read the data and the model, and find the checkpoint to go on from. Nothing is written."""
+    check_compare(args, training)
     if training.resume_from_checkpoint and args.overwrite_output_dir:
         raise UserError("--resume_from_checkpoint keeps what --overwrite_output_dir would remove: give one of them.")
     with prepared_together(training):
@@ -79,23 +119,7 @@ def finetune(args: ScriptArguments, training: Any) -> dict[str, Any]:
             check_same_model(checkpoint, task.model)
             task.facts.goes_on = where_it_goes_on(checkpoint)
     check_same(training, "the checkpoint to resume from", checkpoint)
-    if _announce(args, training, task):
-        return {}
-    trainer = make_trainer(args, training, task)
-    if args.overwrite_output_dir and training.should_save and checkpoint is None:
-        clear_output_dir(folder)
-
-    results = _train(trainer, task, checkpoint) if training.do_train else {}
-    if training.do_eval:
-        results |= _evaluate(trainer, task)
-    if training.do_predict:
-        results |= _predict(trainer, task, folder)
-    facts = run_facts(args, training, task, trainer.state.log_history)
-    facts["wall_time"] = time.perf_counter() - started
-    results |= _save(trainer, "run", facts)
-    _publish(args, training, task, trainer)
-    _show(args, task, trainer, results)
-    return results
+    return task, checkpoint
 
 
 def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer:
@@ -138,28 +162,23 @@ def _announce(args: ScriptArguments, training: Any, task: Task) -> bool:
     return args.dry_run
 
 
-def _show(args: ScriptArguments, task: Task, trainer: SAMTrainer, results: dict[str, Any]) -> None:
-    if trainer.is_world_process_zero():
-        folder = Path(trainer.args.output_dir)
-        show(task, results, folder / "merged" if _is_merged(args, task) else folder)
-        show_per_class(task.compute_metrics)
-
-
 def _train(trainer: SAMTrainer, task: Task, checkpoint: Path | None) -> dict[str, Any]:
     before = time.process_time()
     output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     cpu_time = time.process_time() - before
     if trainer.is_fsdp_enabled:  # checkpoints may be sharded, but the result is an ordinary model
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # else it pushes here, too, before the results are known
     trainer.save_state()
     metrics = {**output.metrics, "train_cpu_time": cpu_time, "train_samples": len(task.train)}
     return _save(trainer, "train", metrics | seconds_before(trainer))
 
 
-def _evaluate(trainer: SAMTrainer, task: Task) -> dict[str, Any]:
+def _evaluate(trainer: SAMTrainer, task: Task, ending: Ending) -> dict[str, Any]:
     samples = sum(len(split.data) for split in task.evaluation.values())
-    return _save(trainer, "eval", {**trainer.evaluate(), "eval_samples": samples})
+    with keeping_outputs(trainer, task, ending):
+        metrics = trainer.evaluate()
+    return _save(trainer, "eval", {**metrics, "eval_samples": samples})
 
 
 def _predict(trainer: SAMTrainer, task: Task, folder: Path) -> dict[str, Any]:
@@ -180,28 +199,14 @@ def _save(trainer: SAMTrainer, name: str, metrics: dict[str, Any]) -> dict[str, 
 
 
 def _publish(args: ScriptArguments, training: Any, task: Task, trainer: SAMTrainer) -> None:
-    card = dict(task.card)
-    local = args.model_name_or_path is not None and Path(args.model_name_or_path).is_dir()
-    if args.model_name_or_path and not local:
-        card["finetuned_from"] = args.model_name_or_path
     if training.push_to_hub:
-        trainer.push_to_hub(**card)
+        push(trainer)
     elif training.do_train:
-        trainer.create_model_card(**card)
-        if local and training.should_save:
-            _name_local_model(Path(training.output_dir) / "README.md", Path(str(args.model_name_or_path)).name)
+        trainer.create_model_card()
     if _is_merged(args, task) and training.should_save and training.do_train:
         merged = Path(training.output_dir) / "merged"
         task.model.merge_and_unload().save_pretrained(merged)
         task.processing_class.save_pretrained(merged)
-
-
-def _name_local_model(card: Path, name: str) -> None:
-    # A card can only name a model of the Hub, and calls every other one trained from scratch.
-    text = card.read_text(encoding="utf-8")
-    card.write_text(
-        text.replace("was trained from scratch", f"is fine-tuned from a local checkpoint ({name})"), "utf-8"
-    )
 
 
 def _is_merged(args: ScriptArguments, task: Task) -> bool:

@@ -8,8 +8,8 @@
 Takes checkpoints of one architecture, each as FOLDER or NAME=FOLDER (or a name on the Hub), and the arguments of
 hf-sam finetune that say which data. Several folders of one name are seeds, which are compared in pairs, for robustness
 only: flatness is that of the first. The loss is that of the training examples, robustness is measured on the evaluation
-examples. All checkpoints see the same examples, tokenised for the first one. Writes report.json, report.html (no network
-is needed to open it) and figures into --report.
+examples. All checkpoints see the same examples, tokenised for the first one. Writes report.json, report.html, which
+needs no network, and figures into --report.
 """
 
 from __future__ import annotations

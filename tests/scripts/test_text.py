@@ -14,6 +14,7 @@ from transformers import AutoConfig, pipeline
 from hf_sam.cli.common.parsing import parse
 from hf_sam.cli.tasks import TASKS
 from tests.scripts.conftest import WORDS
+from tests.scripts.hub_cards import card_errors
 
 Run = Callable[..., tuple[int, str]]
 TICKETS = [
@@ -54,9 +55,13 @@ def test_a_csv_of_tickets_needs_no_other_argument(
     run: Run, bert: Path, tickets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run("--task", "text", "--train_file", tickets.name, "--model_name_or_path", bert)[0] == 0
+    assert run("--task", "text", "--train_file", tickets.name, "--model_name_or_path", bert, "--compare")[0] == 0
     folder = tmp_path / "outputs" / "text-sam"
     found = results(folder)
+    assert {"plain_eval_accuracy", "plain_eval_loss", "plain_train_runtime"} <= found.keys()
+    assert (folder / "_plain" / "model.safetensors").is_file()
+    assert (folder / "suspects.csv").read_text(encoding="utf-8").startswith("row,text,given,predicted,confidence\n")
+    assert card_errors((folder / "README.md").read_text(encoding="utf-8")) == []
     assert {f"eval_{name}" for name in ("accuracy", "macro_f1", "micro_f1", "matthews_correlation")} <= found.keys()
     assert (found["train_samples"], found["eval_samples"]) == (26, 4)
     assert AutoConfig.from_pretrained(folder).id2label == {0: "billing", 1: "other", 2: "technical"}

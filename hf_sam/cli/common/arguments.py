@@ -131,6 +131,12 @@ class ScriptArguments:
 
     # --- run
     dry_run: bool = _option(False, "Say what was understood of the data and what would be done, and stop.")
+    compare: bool = _option(
+        False, "Train without SAM first, with the same seed and data, and show both results side by side."
+    )
+    suspects: bool = _option(
+        True, "Write suspects.csv: training labels that the trained model contradicts, the surest contradictions first."
+    )
     early_stopping_patience: int | None = _option(
         None, "Stop after so many evaluations without a better result, and keep the best model."
     )

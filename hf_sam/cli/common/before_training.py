@@ -122,6 +122,8 @@ def _run(args: ScriptArguments, training: Any, task: Task) -> Iterator[Line]:
     epochs = steps / of_epoch
     yield "steps", f"{steps:,} of {batch} rows{micro}: {epochs:.3g} epochs of {of_epoch:,}"
     yield "method", describe_method(training)
+    if args.compare:
+        yield "comparison", "plain training runs first, with the same seed and data"
 
 
 def count_steps(training: Any, rows: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ _RESULTS = (
     "eval_results.json",
     "predict_results.json",
     "trainer_state.json",
+    "suspects.csv",
 )
 
 # What FSDP writes beside or instead of the files of one process; of a folder, the file that is written last.

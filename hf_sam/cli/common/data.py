@@ -154,10 +154,10 @@ def encode_scores(data: Dataset, where: str, column: str, low: float, high: floa
     return scores
 
 
-def sample(data: Dataset, count: int | None, *, seed: int | None = None) -> Dataset:
-    """Return the first `count` rows, or with a seed a random choice of so many."""
+def sample(data: Dataset, count: int | None, *, seed: int | None = None) -> tuple[Dataset, Sequence[int]]:
+    """Return the first `count` rows, or with a seed a random choice of so many, and which rows these are."""
+    rows: Sequence[int] = range(len(data))
     if count is None or count >= len(data):
-        return data
-    if seed is None:
-        return data.select(range(count))
-    return data.select(np.random.default_rng(seed).permutation(len(data))[:count])
+        return data, rows
+    rows = rows[:count] if seed is None else np.random.default_rng(seed).permutation(len(data))[:count].tolist()
+    return data.select(rows), rows

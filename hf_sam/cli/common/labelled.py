@@ -33,6 +33,7 @@ class Labelled:
     weights: list[float] | None
     flipped: int
     new_head: bool
+    truth: list[Any] | None = None  # the training labels before some were flipped
 
 
 def label_sets(
@@ -71,11 +72,11 @@ def label_sets(
         facts.notes.append(f"{tables['test'].where}: its folders are no classes, so nothing is scored on it")
     labels = {split: encode(written[split], target, f"{tables[split].where}, {shown}") for split in written}
     weights = balanced_weights(labels["train"], len(target.names)) if args.class_weights and "train" in labels else None
-    flipped = 0
-    if args.label_noise and "train" in labels:
+    flipped, truth = 0, labels.get("train") if args.label_noise else None
+    if truth is not None:
         seed = noise_seed(training)
-        labels["train"], flipped = flip_labels(labels["train"], len(target.names), share=args.label_noise, seed=seed)
-    return Labelled(tables, target, labels, written, weights, flipped, new_head)
+        labels["train"], flipped = flip_labels(truth, len(target.names), share=args.label_noise, seed=seed)
+    return Labelled(tables, target, labels, written, weights, flipped, new_head, truth)
 
 
 def loss_of(found: Labelled, training: Any) -> Loss:

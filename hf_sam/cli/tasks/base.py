@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.facts import Facts
 from hf_sam.cli.common.losses import Loss
+from hf_sam.cli.common.origins import Origin
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Task:
     facts: Facts = field(default_factory=Facts)
     trainer: Callable[..., Any] | None = None  # makes another trainer than the tasks' usual one
     has_classes: bool = True  # whether "labels" are classes or numbers, and not the tokens of a text
+    separator: str = "|"  # between several labels of one example
+    origins: dict[str, Origin] = field(default_factory=dict)  # by split: "train", "validation", "validation matched"
 
     def write_predictions(self, split: Split, logits: Any, folder: Path) -> Path:
         """Write one prediction per line in GLUE's format: index and prediction, and the file if the rows are files."""
@@ -80,5 +83,8 @@ def hold_out(task: Task, share: float | None) -> None:
     if not 0 < count < len(task.train):
         raise UserError(f"--hold_out {share} of {len(task.train)} training rows leaves a set empty.")
     order = np.random.default_rng(0).permutation(len(task.train)).tolist()
-    held, task.train = Subset(task.train, sorted(order[:count])), Subset(task.train, sorted(order[count:]))
-    task.evaluation = {next(iter(task.evaluation)): Split(held)}
+    evaluated, trained, name = sorted(order[:count]), sorted(order[count:]), next(iter(task.evaluation))
+    held, task.train = Subset(task.train, evaluated), Subset(task.train, trained)
+    task.evaluation = {name: Split(held)}
+    if (origin := task.origins.get("train")) is not None:
+        task.origins = {"train": origin.select(trained), f"validation {name}".strip(): origin.select(evaluated)}

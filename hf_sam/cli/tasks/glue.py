@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ from hf_sam.cli.common.metrics import (
 )
 from hf_sam.cli.common.models import add_lora, load_config, load_model
 from hf_sam.cli.common.noise import flip_labels, noise_seed
+from hf_sam.cli.common.origins import Origin
 from hf_sam.cli.common.texts import load_tokenizer
 from hf_sam.cli.tasks.base import Split, Task
 
@@ -89,6 +90,9 @@ class Rows:
 
     data: Dataset
     labels: list[Any] | None
+    where: str
+    numbers: Sequence[int]
+    truth: list[Any] | None = None  # the labels before some were flipped
     flipped: int = 0
 
 
@@ -123,6 +127,7 @@ def build(args: ScriptArguments, training: Any) -> Task:
         flipped_labels=rows["train", ""].flipped if ("train", "") in rows else 0,
         card=_card(args),
         facts=facts,
+        origins={f"{split} {name}".strip(): _origin(read, spec) for (split, name), read in rows.items()},
     )
 
 
@@ -139,6 +144,10 @@ def _card(args: ScriptArguments) -> dict[str, Any]:
     if any(getattr(args, name) for name in args.given_files()):
         return {"tasks": "text-classification", "dataset": f"local texts in the format of {args.task.upper()}"}
     return _CARD | {"dataset_args": args.task, "dataset": f"GLUE {args.task.upper()}"}
+
+
+def _origin(rows: Rows, spec: GlueTask) -> Origin:
+    return Origin(rows.where, rows.numbers, [rows.data[column][:] for column in spec.columns], truth=rows.truth)
 
 
 def _check_arguments(args: ScriptArguments, spec: GlueTask) -> None:
@@ -167,19 +176,21 @@ def _read(args: ScriptArguments, training: Any, spec: GlueTask, notes: list[str]
     ):
         for name in _sets(args) if wanted else ():
             data, where = _open(args, split, name, notes)
-            data = sample(data, limit)
-            rows[split, name] = Rows(data, _labels(data, where, spec, args, optional=split == "test"))
+            data, numbers = sample(data, limit)
+            labels = _labels(data, where, spec, args, optional=split == "test")
+            rows[split, name] = Rows(data, labels, where, numbers)
     return rows
 
 
 def _read_train(args: ScriptArguments, training: Any, spec: GlueTask, notes: list[str]) -> Rows:
     seed = noise_seed(training)
     data, where = _open(args, "train", "", notes)
-    data = sample(data, args.max_train_samples, seed=seed)
+    data, numbers = sample(data, args.max_train_samples, seed=seed)
     labels = _labels(data, where, spec, args)
     if labels is None or not args.label_noise:
-        return Rows(data, labels)
-    return Rows(data, *flip_labels(labels, len(spec.classes), share=args.label_noise, seed=seed))
+        return Rows(data, labels, where, numbers)
+    flipped, count = flip_labels(labels, len(spec.classes), share=args.label_noise, seed=seed)
+    return Rows(data, flipped, where, numbers, labels, count)
 
 
 def _open(args: ScriptArguments, split: str, name: str, notes: list[str]) -> tuple[Dataset, str]:

@@ -14,6 +14,7 @@ from hf_sam.cli.common.facts import Facts
 from hf_sam.cli.common.images import Images, find_files, find_image_column, image_data, load_processor
 from hf_sam.cli.common.labelled import Labelled, label_sets, loss_of
 from hf_sam.cli.common.models import add_lora, load_config, load_model, set_labels
+from hf_sam.cli.common.origins import Origin, origin_of
 from hf_sam.cli.common.predictions import formatter
 from hf_sam.cli.common.reading.columns import find_label_columns
 from hf_sam.cli.common.reading.sources import Tables, name_as_first, read_splits
@@ -82,8 +83,19 @@ def _task(args: ScriptArguments, training: Any, found: Labelled, sets: dict[str,
         auto_class="AutoModelForImageClassification",
         example='"image.png"',
         flipped_labels=found.flipped,
+        separator=args.label_separator,
+        origins=_origins(found, {split: images.column for split, images in sets.items()}),
         **parts,
     )
+
+
+def _origins(found: Labelled, columns: dict[str, str]) -> dict[str, Origin]:
+    origins = {}
+    for split, table in found.tables.items():
+        listed = isinstance(table.source, dict)  # else the images have no names, or names of somebody else's files
+        files = [table.values("file" if table.unnamed else columns[split])] if listed else []
+        origins[split] = origin_of(table, files, "file", found.truth if split == "train" else None)
+    return origins
 
 
 def _describe(

@@ -12,6 +12,7 @@ from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.facts import Facts
 from hf_sam.cli.common.labelled import Labelled, label_sets, loss_of
 from hf_sam.cli.common.models import add_lora, load_config, load_model, set_labels
+from hf_sam.cli.common.origins import Origin, origin_of
 from hf_sam.cli.common.predictions import formatter
 from hf_sam.cli.common.reading.columns import Columns, find_columns
 from hf_sam.cli.common.reading.plain_text import read_text_folder
@@ -45,11 +46,10 @@ def build(args: ScriptArguments, training: Any) -> Task:
     if "train" in texts:
         set_labels(config, found.target.names, found.target.kind)
     tokenizer = load_tokenizer(args, config)
-    sets = {}
+    sets, labels = {}, found.labels
     for split, values in texts.items():
-        labels = found.labels.get(split)
         sets[split], facts.lengths[split] = tokenize(
-            values, labels, tokenizer, config, args.max_length, what=f"{split} texts"
+            values, labels.get(split), tokenizer, config, args.max_length, what=f"{split} texts"
         )
     model = load_model(args, AutoModelForSequenceClassification, config, new_head=found.new_head)
     return Task(
@@ -57,7 +57,7 @@ def build(args: ScriptArguments, training: Any) -> Task:
         model=add_lora(args, model),
         train=sets.get("train"),
         evaluation={"": Split(sets["validation"])} if "validation" in sets else {},
-        test={"": Split(sets["test"], "test" in found.labels, files=_files(found))} if "test" in sets else {},
+        test={"": Split(sets["test"], "test" in labels, files=_files(found))} if "test" in sets else {},
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if training.fp16 else None),
         compute_loss=loss_of(found, training),
@@ -69,7 +69,14 @@ def build(args: ScriptArguments, training: Any) -> Task:
         flipped_labels=found.flipped,
         card={"tasks": "text-classification", "dataset": args.dataset_name or "local texts"},
         facts=facts,
+        origins=_origins(found, texts),
+        separator=args.label_separator,
     )
+
+
+def _origins(found: Labelled, texts: dict[str, list[list[str]]]) -> dict[str, Origin]:
+    truth = {"train": found.truth}
+    return {split: origin_of(found.tables[split], values, truth=truth.get(split)) for split, values in texts.items()}
 
 
 def _read_folder(args: ScriptArguments, argument: str, path: str, flat: bool) -> Table:

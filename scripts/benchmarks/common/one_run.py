@@ -30,6 +30,8 @@ Curve = list[list[float | None]]
 def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict[str, Any]:
     """Train and evaluate; return what to keep of it. The model goes into `keep` if that is given."""
     flags = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
+    if "suspects" not in arguments:
+        flags += ["--suspects", "False"]  # a pass over the training data that a grid does not need
     defaults = {name: entry.defaults for name, entry in TASKS.items()}
     with _folder(keep) as folder, quiet():
         flags += ["--output_dir", folder, "--seed", str(cell.seed), "--disable_tqdm", "True"]
@@ -41,7 +43,7 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
         state = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
     metric = f"eval_{TASKS[args.task].defaults['metric_for_best_model']}"
     evaluations = [entry for entry in state["log_history"] if "eval_runtime" in entry]
-    kept = {name: value for name, value in results.items() if name.startswith(("eval_", "train_"))}
+    kept = {name: value for name, value in results.items() if name.startswith(("eval_", "train_", "suspects"))}
     curves = curves_of(state["log_history"], metric)
     reached = [entry[2] for entry in curves["eval"] if entry[2] is not None]
     radii = [entry["sam/rho"] for entry in state["log_history"] if entry.get("sam/perturbed")]

@@ -31,6 +31,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     folder: Path | None = None  # where the file lies, to which paths in it are relative
     unnamed: bool = False  # whether what was read has no names for its columns, so that these are ours
+    numbers: list[int] | None = None  # which rows of what the user gave these are; None for all of them
 
     @property
     def names(self) -> list[str]:
@@ -71,10 +72,11 @@ class Table:
 
     def select(self, rows: list[int]) -> Table:
         """Return these rows, in this order."""
+        numbers = rows if self.numbers is None else [self.numbers[row] for row in rows]
         if isinstance(self.source, Dataset):
-            return replace(self, source=self.source.select(rows))
+            return replace(self, source=self.source.select(rows), numbers=numbers)
         chosen = {name: [values[row] for row in rows] for name, values in self.source.items()}
-        return replace(self, source=chosen)
+        return replace(self, source=chosen, numbers=numbers)
 
 
 def _named(value: Any, names: list[str]) -> Any:
