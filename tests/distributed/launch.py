@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -75,15 +74,17 @@ def run_jobs(folder: Path, processes: int, jobs: list[Job], worker: str = "tests
         return Results()
     apart = processes == 1 and len(jobs) > 1 and not any(job.resume for job in jobs)
     parts = [jobs[::2], jobs[1::2]] if apart else [jobs]
-
-    def run(number: int) -> None:
-        path = folder / f"jobs{number}.json"
-        path.write_text(json.dumps([asdict(job) for job in parts[number]]))
-        warm.run_together(processes, worker, path, folder, logs=folder if number == 0 else folder / str(number))
-
     folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(run, range(len(parts))))
+    paths = [folder / f"jobs{number}.json" for number in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        path.write_text(json.dumps([asdict(job) for job in part]))
+    log = folder / "beside.log"
+    beside = [warm.start(worker, path, folder, log=log) for path in paths[1:]]
+    try:
+        warm.run_together(processes, worker, paths[0], folder, logs=folder)
+    finally:
+        codes = warm.end_together(beside)
+    assert not any(codes), f"{worker} ended with {codes}:\n{warm.end_of(log)}"
     results = Results()
     for job in jobs:
         results[job.name] = [
