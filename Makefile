@@ -102,10 +102,10 @@ define install
 endef
 
 $(STAMP): pyproject.toml constraints.txt
-	$(call install,$(PYTHON),$(VENV),constraints.txt,$(strip scripts,test,dev))
+	$(call install,$(PYTHON),$(VENV),constraints.txt,$(strip cli,test,dev))
 
 $(STAMP_ENGINES): $(STAMP)
 	$(call install,$(PYTHON),$(VENV),constraints.txt,deepspeed)
 
 $(STAMP_LOWEST): pyproject.toml constraints-lowest.txt
-	$(call install,$(PYTHON_LOWEST),$(VENV_LOWEST),constraints-lowest.txt,$(strip scripts,test))
+	$(call install,$(PYTHON_LOWEST),$(VENV_LOWEST),constraints-lowest.txt,$(strip cli,test))

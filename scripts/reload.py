@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import AutoModelForImageClassification, pipeline
 
-from scripts.tasks.digits import digits
+from hf_sam.cli.tasks.digits import digits
 
 
 def count_differences(folder: Path) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # `python scripts/side_by_side.py` puts scripts/ there, the import needs the root
 
-from scripts.common.environment import environment  # noqa: E402
+from hf_sam.cli.common.environment import environment  # noqa: E402
 
 
 @dataclass

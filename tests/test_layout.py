@@ -27,13 +27,19 @@ LEVELS = {
     "engines": 5,
     "trainer": 6,
     "rho_search": 7,
-    "__init__": 9,
+    "__init__": 8, "cli": 8,  # the commands use the public names, as any user does
+    "__main__": 9,
 }  # fmt: skip
-AT_THE_TOP = 18  # entries of the package's folder, `__init__.py` and `py.typed` aside
+AT_THE_TOP = 18  # entries of the package's folder, `__init__.py`, `__main__.py` and `py.typed` aside
 TORCH_ONLY = 4  # up to this level a module works in a hand-written loop
 TORCH_PACKAGES = {"torch", "safetensors"}
 SHARPNESS_PACKAGES = {"matplotlib", "numpy", "scipy", "transformers"}  # for hf_sam.sharpness alone
 TRAINER_PACKAGES = {"accelerate", "huggingface_hub", "transformers"}
+COMMANDS = f"{PACKAGE}.cli"  # whose own extra brings packages, and which talks to its user
+COMMAND_PACKAGES = {
+    "datasets", "evaluate", "matplotlib", "numpy", "peft", "PIL", "plotly", "pyarrow", "rich", "scipy", "sklearn",
+    "tqdm", "yaml",
+}  # fmt: skip
 
 FILE_LINES = 250
 FUNCTION_LINES = 35
@@ -92,6 +98,8 @@ def bad_imports(module: str, source: str, known: set[str]) -> Iterator[str]:
     allowed = {PACKAGE, *sys.stdlib_module_names, *TORCH_PACKAGES, *(TRAINER_PACKAGES if level > TORCH_ONLY else ())}
     if module.startswith(f"{PACKAGE}.sharpness"):
         allowed |= SHARPNESS_PACKAGES
+    if module.startswith(COMMANDS):
+        allowed |= COMMAND_PACKAGES
     for name in imported(source):
         root = name.split(".")[0]
         if root not in allowed:
@@ -202,7 +210,7 @@ def test_imports_make_no_circle() -> None:
 def test_the_top_of_the_package_fits_on_one_screen() -> None:
     entries = {module.split(".")[1] for module in MODULES if "." in module}
     assert entries == LEVELS.keys() - {"__init__"}
-    assert len(entries) <= AT_THE_TOP
+    assert len(entries - {"__main__"}) <= AT_THE_TOP
 
 
 def test_the_levels_are_those_of_the_design() -> None:
@@ -214,7 +222,7 @@ def test_the_levels_are_those_of_the_design() -> None:
     planned = {name: int(level) for name, level in re.findall(r"^ {6}(\w+)(?:/|\.py) +(\d)\b", section, re.MULTILINE)}
     assert len(planned) >= 15
     assert {name: planned[name] for name in LEVELS if name in planned} == {n: LEVELS[n] for n in LEVELS if n in planned}
-    assert set(LEVELS) - set(planned) <= {"__init__", "_model_card"}
+    assert set(LEVELS) - set(planned) <= {"__init__", "__main__", "_model_card"}
 
 
 @looped
@@ -232,7 +240,8 @@ def test_a_function_fits_one_screen(module: str) -> None:
 @looped
 @everywhere
 def test_nothing_forbidden_is_used(module: str) -> None:
-    assert not list(forbidden(MODULES[module]))
+    found = forbidden(MODULES[module])
+    assert not [line for line in found if not (module.startswith(COMMANDS) and line.endswith(": print"))]
 
 
 @looped

@@ -41,7 +41,7 @@ KNOWN = {
         ("hf_sam.step.two_pass", "import transformers"),
         ("hf_sam.step.two_pass", "from accelerate.utils import gather"),
         ("hf_sam.trainer.trainer", "import numpy"),
-        ("hf_sam.trainer.trainer", "from scripts.finetune import main"),
+        ("hf_sam.trainer.trainer", "from hf_sam.cli.finetune import main"),
         ("hf_sam.trainer.trainer", "from .step import descend"),
         ("hf_sam.brand_new", "import torch"),
     ],

@@ -37,13 +37,13 @@ from transformers import Trainer, TrainingArguments
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hf_sam import SAMTrainer
+from hf_sam.cli.common.environment import environment, write_results
 from scripts.benchmarks.common import memory
 from scripts.benchmarks.common.bench_cases import CASES
 from scripts.benchmarks.common.bench_settings import SETTINGS, Setting
 from scripts.benchmarks.common.intervals import interval
 from scripts.benchmarks.common.peers import ByHandTrainer
 from scripts.benchmarks.common.trainings_in_turns import Step, TimedTrainer, Turns, in_turns
-from scripts.common.environment import environment, write_results
 
 WARM_UP = 2
 """Steps: the first is without the optimizer's state."""

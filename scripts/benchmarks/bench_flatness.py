@@ -34,8 +34,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from hf_sam.cli.common.environment import environment, write_results
 from hf_sam.sharpness import SharpnessAnalyzer
-from scripts.common.environment import environment, write_results
 
 Batches = list[dict[str, Tensor]]
 Measure = Callable[[nn.Module, Batches, int], tuple[float, float]]

@@ -37,12 +37,12 @@ from transformers import (
 )
 
 from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.cli.common.environment import environment, write_results
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.parsing import PlainParser
 from scripts.benchmarks.bench import run_quietly
 from scripts.benchmarks.common.clock import StepClock
 from scripts.benchmarks.common.memory import forget_peak, peak_bytes
-from scripts.common.environment import environment, write_results
-from scripts.common.errors import UserError
-from scripts.common.parsing import PlainParser
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 TINY = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 64}

@@ -35,14 +35,14 @@ from rich.table import Table
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.cli.common.environment import environment, write_results
+from hf_sam.cli.common.parsing import PlainParser
 from scripts.benchmarks.bench import run_quietly
 from scripts.benchmarks.common.clock import StepClock
 from scripts.benchmarks.common.memory import peak_bytes
 from scripts.benchmarks.common.peer_checks import checks
 from scripts.benchmarks.common.peers import LOOPS, RHO, TwoPassTrainer
 from scripts.benchmarks.common.relay import Turns, in_turns
-from scripts.common.environment import environment, write_results
-from scripts.common.parsing import PlainParser
 
 TRAINERS: dict[str, Callable[..., Trainer]] = {
     "two plain passes of the Trainer": TwoPassTrainer,

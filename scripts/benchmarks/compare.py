@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.parsing import PlainParser
 from scripts.benchmarks.common.choosing import Waiting, arguments_of
 from scripts.benchmarks.common.grids import Grid, read_grid
 from scripts.benchmarks.common.one_run import run
 from scripts.benchmarks.common.runs import Cell, read_run, read_runs, write_run
 from scripts.benchmarks.common.summaries import show_summary, write_summary
-from scripts.common.errors import UserError
-from scripts.common.parsing import PlainParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:

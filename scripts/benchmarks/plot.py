@@ -15,6 +15,8 @@ from pathlib import Path
 # `python scripts/benchmarks/plot.py` puts its folder on the path, the imports below need the repository's.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.parsing import PlainParser
 from scripts.benchmarks.evidence import (
     bench_tables,
     flatness_plot,
@@ -27,8 +29,6 @@ from scripts.benchmarks.evidence import (
     radius_table,
 )
 from scripts.benchmarks.evidence.readme import with_tables
-from scripts.common.errors import UserError
-from scripts.common.parsing import PlainParser
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"

@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("datasets")
 
 from hf_sam import SAMConfig
+from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks import compare
 from scripts.benchmarks.common.grids import read_grid
 from scripts.benchmarks.common.one_run import shown
 from scripts.benchmarks.common.runs import Cell, read_run, read_runs, write_run
-from scripts.common.errors import UserError
 
 GRID = """
 seeds: [1, 2]

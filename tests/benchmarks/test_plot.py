@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks import plot
 from scripts.benchmarks.evidence.bench_tables import words
 from scripts.benchmarks.evidence.flatness_tables import mean_and_spread
 from scripts.benchmarks.evidence.readme import markdown, with_tables
-from scripts.common.errors import UserError
 
 README = plot.ROOT / "README.md"
 RESULTS = plot.RESULTS

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks.common.grids import Grid, read_grid
 from scripts.benchmarks.evidence.radius_plot import draw, figure_of
 from scripts.benchmarks.evidence.radius_table import Results, results_of, split, table
-from scripts.common.errors import UserError
 
 GRID = """
 seeds: [1, 2, 3]

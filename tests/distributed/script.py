@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from scripts import finetune
-from scripts.common.processes import part
+from hf_sam.cli import finetune
+from hf_sam.cli.common.processes import part
 from tests.distributed import fsdp_on_cpu
 from tests.distributed.worker import forget_job, whole
 

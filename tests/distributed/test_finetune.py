@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.finetune import main
+from hf_sam.cli.finetune import main
 from tests.distributed.launching import (
     DIGITS,
     SCRIPT,

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from transformers import Trainer
 
 from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.cli.common.checkpoints import checkpoints, find_damage
 from hf_sam.trainer.training_step import TrainingStep
-from scripts.common.checkpoints import checkpoints, find_damage
 from tests.compare import bits, same_bits
 from tests.faults.files import contents
 from tests.faults.injector import LOADING, POISONED, TOO_LARGE, EveryLine, Fault, Injector, Opportunity

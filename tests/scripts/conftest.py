@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast, set_seed
 
-from scripts.finetune import main
+from hf_sam.cli.finetune import main
 
 WORDS = ["good", "bad", "fine", "poor", "film", "plot", "the", "a", "very", "not"]
 Run = Callable[..., tuple[int, str]]

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from hf_sam import SAMTrainer, SAMTrainingArguments
-from scripts.common.losses import classification_loss, regression_loss
+from hf_sam.cli.common.losses import classification_loss, regression_loss
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 STILL: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scripts.common.before_training import before_lines, count_steps, describe_method, show_before
-from scripts.common.parsing import parse
-from scripts.finetune import make_trainer
-from scripts.tasks import TASKS
+from hf_sam.cli.common.before_training import before_lines, count_steps, describe_method, show_before
+from hf_sam.cli.common.parsing import parse
+from hf_sam.cli.finetune import make_trainer
+from hf_sam.cli.tasks import TASKS
 
 Run = Callable[..., tuple[int, str]]
 
@@ -69,7 +69,7 @@ def test_a_dry_run_prints_the_page_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = set(tmp_path.rglob("*"))
-    from scripts.finetune import main
+    from hf_sam.cli.finetune import main
 
     capfd.readouterr()
     assert main([*map(str, argv), "--dry_run"]) == 0

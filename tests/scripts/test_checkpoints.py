@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from scripts.common.checkpoints import checkpoints, find_checkpoint, find_damage
+from hf_sam.cli.common.checkpoints import checkpoints, find_checkpoint, find_damage
 
 Run = Callable[..., tuple[int, str]]
 

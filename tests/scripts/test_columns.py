@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from scripts.common.errors import UserError
-from scripts.common.reading.columns import find_columns
-from scripts.common.reading.tables import Table
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.reading.columns import find_columns
+from hf_sam.cli.common.reading.tables import Table
 from tests.looped import looped
 
 

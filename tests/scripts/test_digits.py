@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from hf_sam.cli.common.parsing import parse
+from hf_sam.cli.tasks import TASKS
+from hf_sam.cli.tasks.digits import digits
 from scripts import side_by_side
-from scripts.common.parsing import parse
-from scripts.tasks import TASKS
-from scripts.tasks.digits import digits
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str]]

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from hf_sam import RangeTest
-from scripts.common.range_plot import draw, figure_of
-from scripts.find_rho import main
-from scripts.finetune import main as finetune
+from hf_sam.cli.common.range_plot import draw, figure_of
+from hf_sam.cli.find_rho import main
+from hf_sam.cli.finetune import main as finetune
 
 ROOT = Path(__file__).resolve().parents[2]
 RHOS = ["0.05", "0.1", "0.2", "0.4", "0.8", "1.6"]

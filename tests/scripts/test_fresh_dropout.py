@@ -11,7 +11,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_sam import SAMConfig, SAMTrainer
-from scripts.common.fresh_dropout import FreshDropoutTrainer
+from hf_sam.cli.common.fresh_dropout import FreshDropoutTrainer
 from tests.models import VOCABULARY, bert
 
 

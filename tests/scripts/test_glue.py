@@ -14,7 +14,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from transformers import pipeline
 
-from scripts.tasks.glue import GLUE
+from hf_sam.cli.tasks.glue import GLUE
 
 Run = Callable[..., tuple[int, str]]
 TEXTS = ["good film", "bad plot", "a very fine film", "not good", "the poor plot", "very bad"]
@@ -92,8 +92,8 @@ def test_labels_are_matched_by_name_whatever_their_order(tmp_path: Path, tokeniz
 @pytest.fixture
 def tokenized(bert: Path, tmp_path: Path) -> Callable[[Path], list[int]]:
     """Build sst2 from a file and return its training labels."""
-    from scripts.common.parsing import parse
-    from scripts.tasks import TASKS
+    from hf_sam.cli.common.parsing import parse
+    from hf_sam.cli.tasks import TASKS
 
     def labels(path: Path) -> list[int]:
         arguments = ["--task", "sst2", "--model_name_or_path", bert, "--train_file", path, "--validation_file", path]

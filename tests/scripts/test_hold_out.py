@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.common.errors import UserError
-from scripts.common.parsing import parse
-from scripts.tasks import TASKS
-from scripts.tasks.base import Task, hold_out
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.parsing import parse
+from hf_sam.cli.tasks import TASKS
+from hf_sam.cli.tasks.base import Task, hold_out
 
 
 def task_of(*argv: object) -> Task:

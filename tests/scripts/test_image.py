@@ -13,9 +13,9 @@ from datasets import Dataset
 from PIL import Image
 from transformers import AutoModelForImageClassification, pipeline
 
-from scripts.common.images import Images
-from scripts.common.parsing import parse
-from scripts.tasks import TASKS
+from hf_sam.cli.common.images import Images
+from hf_sam.cli.common.parsing import parse
+from hf_sam.cli.tasks import TASKS
 
 Run = Callable[..., tuple[int, str]]
 TINY = {"image_size": 8, "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
@@ -133,7 +133,7 @@ def test_images_decoded_once_and_on_access_are_the_same(
     argv: list[Any], folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = built(*argv, "--train_dir", folders / "train").train
-    monkeypatch.setattr("scripts.common.images._IN_MEMORY", 0)
+    monkeypatch.setattr("hf_sam.cli.common.images._IN_MEMORY", 0)
     lazy = Images(once.data, once.where, once.column, once.labels, once.processor)
     assert once.pixels is not None
     assert lazy.pixels is None

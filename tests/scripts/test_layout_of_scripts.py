@@ -15,16 +15,16 @@ from tests.test_layout import ROOT, imported, name_of, sources, tracked_files
 BENCHMARKS = ROOT / "scripts" / "benchmarks"
 RESULTS = BENCHMARKS / "results"
 # What users run (2) stands on the tasks and what they share (1), what the maintainers run (3) on both.
-LEVELS = {"common": 1, "tasks": 1, "benchmarks": 3}
+LEVELS = {"hf_sam.cli.common": 1, "hf_sam.cli.tasks": 1, "scripts.benchmarks": 3}
 PROGRAM = 2
-MODULES = {name_of(path): path for path in sources("scripts")}
+MODULES = {name_of(path): path for path in sources("scripts") + sources("hf_sam/cli")}
 PROGRAMS = [path for path in MODULES.values() if "__main__" in path.read_text(encoding="utf-8")]
 NAMED = re.compile(r"(?<![\w./-])scripts/[\w./-]*(?=([{$*<]?))")
 
 
 def level_of(module: str) -> int:
-    """Return the level of a module of scripts/ by its full name."""
-    return LEVELS.get(module.split(".")[1], PROGRAM)
+    """Return the level of a module of scripts/ or hf_sam/cli/ by its full name."""
+    return next((level for folder, level in LEVELS.items() if f"{module}.".startswith(f"{folder}.")), PROGRAM)
 
 
 def upward(module: str, source: str) -> Iterator[str]:
@@ -32,7 +32,7 @@ def upward(module: str, source: str) -> Iterator[str]:
     for name in imported(source):
         if name.startswith("."):
             yield f"{module} imports {name}: write the whole name"
-        elif name.startswith("scripts.") and level_of(name) > level_of(module):
+        elif name.startswith(("scripts.", "hf_sam.cli.")) and level_of(name) > level_of(module):
             yield f"{module} imports {name}"
 
 
@@ -50,7 +50,7 @@ def missing(text: str) -> Iterator[str]:
             yield found[0]
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if module != "scripts"])
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in {"scripts", "hf_sam.cli"}])
 def test_no_import_points_up(module: str) -> None:
     assert not list(upward(module, MODULES[module].read_text(encoding="utf-8")))
 
@@ -58,12 +58,12 @@ def test_no_import_points_up(module: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("scripts.finetune", "from scripts.benchmarks.compare import main"),
-        ("scripts.common.errors", "def f():\n    from scripts.benchmarks import plot"),
-        ("scripts.common.errors", "import scripts.finetune"),
-        ("scripts.tasks.glue", "from scripts import finetune"),
-        ("scripts.tasks.glue", "from scripts.benchmarks.common.grids import Grid"),
-        ("scripts.tasks.glue", "from .base import Task"),
+        ("hf_sam.cli.finetune", "from scripts.benchmarks.compare import main"),
+        ("hf_sam.cli.common.errors", "def f():\n    from scripts.benchmarks import plot"),
+        ("hf_sam.cli.common.errors", "import hf_sam.cli.finetune"),
+        ("hf_sam.cli.tasks.glue", "from hf_sam.cli import finetune"),
+        ("hf_sam.cli.tasks.glue", "from scripts.benchmarks.common.grids import Grid"),
+        ("hf_sam.cli.tasks.glue", "from .base import Task"),
     ],
 )
 def test_an_import_that_points_up_is_found(module: str, source: str) -> None:
@@ -75,14 +75,14 @@ def test_an_import_that_points_up_is_found(module: str, source: str) -> None:
     [
         (
             "scripts.benchmarks.compare",
-            "from scripts.finetune import main\nfrom scripts.common.errors import UserError",
+            "from hf_sam.cli.finetune import main\nfrom hf_sam.cli.common.errors import UserError",
         ),
         ("scripts.benchmarks.bench_gpu", "from scripts.benchmarks.bench import run_quietly"),
         (
-            "scripts.find_rho",
-            "import torch\nfrom scripts.finetune import make_trainer\nfrom scripts.tasks import TASKS",
+            "hf_sam.cli.find_rho",
+            "import torch\nfrom hf_sam.cli.finetune import make_trainer\nfrom hf_sam.cli.tasks import TASKS",
         ),
-        ("scripts.common.summary", "from scripts.tasks.base import Task"),
+        ("hf_sam.cli.common.summary", "from hf_sam.cli.tasks.base import Task"),
     ],
 )
 def test_an_import_that_points_down_is_left_alone(module: str, source: str) -> None:

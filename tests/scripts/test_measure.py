@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scripts import finetune, measure
+from hf_sam.cli import finetune, measure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from scripts.common.metrics import (
+from hf_sam.cli.common.metrics import (
     F1,
     Accuracy,
     LocalMetric,
@@ -18,7 +18,7 @@ from scripts.common.metrics import (
     Spearman,
     make_compute_metrics,
 )
-from scripts.tasks.glue import GLUE
+from hf_sam.cli.tasks.glue import GLUE
 
 GENERATOR = np.random.default_rng(0)
 TRUTH = GENERATOR.integers(0, 2, 200)

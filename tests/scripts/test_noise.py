@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from scripts.common.noise import flip_labels
+from hf_sam.cli.common.noise import flip_labels
 
 LABELS = [row % 5 for row in range(1000)]
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from hf_sam import SAMConfig
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.parsing import parse
+from hf_sam.cli.tasks import TASKS
 from hf_sam.config.presets import PRESETS
 from hf_sam.trainer.arguments import config_of
-from scripts.common.errors import UserError
-from scripts.common.parsing import parse
-from scripts.tasks import TASKS
 
 DEFAULTS = {name: entry.defaults for name, entry in TASKS.items()}
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from scripts.common.errors import UserError
-from scripts.common.held_out import held_out_rows
-from scripts.common.labels import encode, label_values
-from scripts.common.problem import find_problem
-from scripts.common.reading.tables import Table
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.held_out import held_out_rows
+from hf_sam.cli.common.labels import encode, label_values
+from hf_sam.cli.common.problem import find_problem
+from hf_sam.cli.common.reading.tables import Table
 from tests.looped import looped
 
 

@@ -13,10 +13,10 @@ import torch
 from sklearn.metrics import f1_score, roc_auc_score
 from torch.nn import functional
 
-from scripts.common.errors import UserError
-from scripts.common.losses import balanced_weights, classification_loss, multilabel_loss
-from scripts.common.problem import Problem
-from scripts.common.scores import Scores, check_best_metric
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.losses import balanced_weights, classification_loss, multilabel_loss
+from hf_sam.cli.common.problem import Problem
+from hf_sam.cli.common.scores import Scores, check_best_metric
 
 CLASSES = Problem("classification", ["a", "b", "c"], "")
 SEVERAL = Problem("multilabel", ["a", "b"], "")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from scripts.common.summary import _lines, run_facts
+from hf_sam.cli.common.summary import _lines, run_facts
 
 RESULTS = {"sam_variant": "asam", "rho": 0.5, "parameters": 2, "label_noise": 0, "wall_time": 1.0}
 TRAINED = {**RESULTS, "train_runtime": 0.5, "sam/run_perturbed": 1.0, "sam/run_rho": 0.5}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, pipeline
 
-from scripts.common.parsing import parse
-from scripts.tasks import TASKS
+from hf_sam.cli.common.parsing import parse
+from hf_sam.cli.tasks import TASKS
 from tests.scripts.conftest import WORDS
 
 Run = Callable[..., tuple[int, str]]

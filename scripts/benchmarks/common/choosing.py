@@ -8,10 +8,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks.common.grids import Grid
 from scripts.benchmarks.common.one_run import run
 from scripts.benchmarks.common.runs import Cell, read_run, read_runs, write_run
-from scripts.common.errors import UserError
 
 CHOOSING_SEED = 0
 """Of the runs that choose: none of those whose results are reported."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from scripts.common.errors import UserError, one_line
+from hf_sam.cli.common.errors import UserError, one_line
 
 PARTS = ("seeds", "common", "tasks", "methods")
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"

@@ -17,12 +17,12 @@ import datasets
 import torch
 from transformers.utils import logging
 
+from hf_sam.cli.common.environment import environment
+from hf_sam.cli.common.parsing import parse
+from hf_sam.cli.finetune import finetune
+from hf_sam.cli.tasks import TASKS
 from scripts.benchmarks.common.memory import forget_peak, peak_bytes
 from scripts.benchmarks.common.runs import Cell
-from scripts.common.environment import environment
-from scripts.common.parsing import parse
-from scripts.finetune import finetune
-from scripts.tasks import TASKS
 
 Curve = list[list[float | None]]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PrinterCallback, TrainingArguments
 
+from hf_sam.cli.common.errors import one_line
 from scripts.benchmarks.common.peers import Peer
-from scripts.common.errors import one_line
 
 STEPS = 3
 Batch = dict[str, Tensor]

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.common.errors import UserError, one_line
+from hf_sam.cli.common.errors import UserError, one_line
 
 
 class Cell(NamedTuple):

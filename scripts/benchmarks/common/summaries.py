@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hf_sam.cli.common.errors import UserError, one_line
 from scripts.benchmarks.common.grids import Grid
 from scripts.benchmarks.common.paired import Paired, mean_and_spread, paired, percent
-from scripts.common.errors import UserError, one_line
 
 
 @dataclass(frozen=True)

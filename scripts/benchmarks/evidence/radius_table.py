@@ -14,10 +14,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks.common.grids import Grid, read_grid
 from scripts.benchmarks.common.paired import percent
 from scripts.benchmarks.common.runs import read_runs
-from scripts.common.errors import UserError
 
 GRID = Path(__file__).resolve().parents[1] / "grids" / "rho_auto.yaml"
 

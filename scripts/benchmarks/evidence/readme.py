@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from scripts.common.errors import UserError
+from hf_sam.cli.common.errors import UserError
 
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

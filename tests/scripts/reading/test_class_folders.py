@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.common.data import read_folder
-from scripts.common.errors import UserError
-from scripts.common.reading.class_folders import list_class_folders
-from scripts.common.reading.plain_text import read_text_folder
+from hf_sam.cli.common.data import read_folder
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.reading.class_folders import list_class_folders
+from hf_sam.cli.common.reading.plain_text import read_text_folder
 from tests.looped import looped
 
 ENDINGS = frozenset({".png"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.common.errors import UserError
-from scripts.common.reading.encodings import decode
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.reading.encodings import decode
 from tests.looped import looped
 
 GERMAN = "text;label\nDas Gerät läuft heiß: „sofort“ tauschen für 5 €;Störung\n"

@@ -8,8 +8,8 @@ import io
 
 import pytest
 
-from scripts.common.errors import UserError
-from scripts.common.reading.separated import read_separated
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.reading.separated import read_separated
 from tests.looped import looped
 
 

@@ -12,8 +12,8 @@ import pandas
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from scripts.common.errors import UserError
-from scripts.common.reading.tables import read_table
+from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.reading.tables import read_table
 from tests.looped import looped
 
 ROWS = [{"text": "null", "label": "NA"}, {"text": "None", "label": "nan"}, {"text": "N/A", "label": "x"}]
