@@ -18,6 +18,8 @@ from hf_sam.variants import Length, Regulariser, Variant
 
 SAMPLES = 10
 """Steps from one log to the next at which epsilon and the cosine are measured: a few passes over the weights each."""
+TOGETHER = 64
+"""Perturbations whose measurements are summed up at once: a few operations for all of them, not for each."""
 UNLOGGED = 50
 """Steps from one measurement to the next where nothing is logged, for the warning about weights of 16 bits."""
 MEASURED = ("sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine", "sam/rho")
@@ -95,6 +97,7 @@ class Averages:
         self._since = RunTotals()
         self._last_radius: Length | None = None
         self._sums: Tensor | None = None  # of MEASURED, of what of them counted, of usable descents and of descents
+        self._waiting: list[tuple[Tensor, list[Tensor | None]]] = []  # whether it was usable, and MEASURED
 
     def add(self, measurement: Measurement, rise: Tensor | None, *, ends_window: bool) -> None:
         """Take in one perturbation.
@@ -104,17 +107,30 @@ class Averages:
             rise: 0-dim tensor, L(w + epsilon) - L(w) over its micro-batches; None where the clean loss is not known.
             ends_window: whether the optimizer steps next.
         """
-        usable = measurement.usable.float()
-        unknown = usable * math.nan
-        rho = measurement.rho if isinstance(measurement.rho, Tensor) else None
+        # What computes a radius may go on in the same memory.
+        rho = measurement.rho.clone() if isinstance(measurement.rho, Tensor) else None
         known = (rise, measurement.epsilon_norm, measurement.grad_cosine, rho)
-        values = torch.stack([unknown if value is None else value.detach().float() for value in known])
-        counts = measurement.usable & torch.isfinite(values)
-        sums = torch.cat([torch.where(counts, values, 0.0), counts.float(), torch.stack([usable, usable.new_ones(())])])
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._waiting.append((measurement.usable, [None if value is None else value.detach() for value in known]))
+        if len(self._waiting) == TOGETHER:
+            self._add_up()
         self._note_radius(measurement.rho)
         self._descents += 1
         self._windows += ends_window
+
+    def _add_up(self) -> Tensor | None:
+        """Return the sums, with what waits to be in them; None if there is nothing."""
+        if not self._waiting:
+            return self._sums
+        usable = torch.stack([usable for usable, _ in self._waiting])[:, None]
+        unknown = torch.full((), math.nan, dtype=torch.float32, device=usable.device)
+        values = [unknown if value is None else value.float() for _, known in self._waiting for value in known]
+        numbers = torch.stack(values).view(-1, len(MEASURED))
+        counts = usable & torch.isfinite(numbers)
+        columns = [torch.where(counts, numbers, 0.0), counts.float(), usable.float(), torch.ones_like(numbers[:, :1])]
+        sums = torch.cat(columns, dim=1).sum(0)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._waiting = []
+        return self._sums
 
     def end_step(self, window: Any, variant: Variant, ascent_fraction: float) -> None:
         """Take in one optimizer step, perturbed or plain.
@@ -150,7 +166,7 @@ class Averages:
             variant: that of the run, which says what can be measured.
             ascent_fraction: below 1 the two losses are of different examples, and no rise is measured.
         """
-        found, since = self._read(self._sums)
+        found, since = self._read(self._add_up())
         moved = since.perturbed and found.get("sam/skipped") != 1.0
         self.totals = self.totals.plus(since)
         self._measured.update(found)
@@ -171,11 +187,11 @@ class Averages:
         Args:
             device: to add up over all processes, each of which has to call this; None for this process's own.
         """
-        return self.totals.plus(self._read(self._sums if device is None else self._shared(device))[1])
+        return self.totals.plus(self._read(self._add_up() if device is None else self._shared(device))[1])
 
     def _shared(self, device: torch.device) -> Tensor:
-        size = 2 * len(MEASURED) + 2
-        sums = torch.zeros(size, device=device) if self._sums is None else self._sums.clone()
+        own, size = self._add_up(), 2 * len(MEASURED) + 2
+        sums = torch.zeros(size, device=device) if own is None else own.clone()
         torch.distributed.all_reduce(sums)
         return sums
 

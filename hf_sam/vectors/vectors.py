@@ -116,8 +116,9 @@ def dot(left: list[Tensor], right: list[Tensor], dtype: torch.dtype | None = Non
 def _square(a: Tensor) -> float:
     """Return the inner product of a vector with itself on a CPU, row by row: reads it once and loses nothing."""
     whole = a.numel() // ROW * ROW
-    rows = torch.linalg.vector_norm(a[:whole].view(-1, ROW), dim=1).double()
-    return float(rows.square_().sum() + torch.linalg.vector_norm(a[whole:]).double().square())
+    total = torch.linalg.vector_norm(a[:whole].view(-1, ROW), dim=1).double().square_().sum().item() if whole else 0.0
+    rest = torch.linalg.vector_norm(a[whole:]).item() if whole < a.numel() else 0.0
+    return float(total + rest * rest)
 
 
 def sum_of(products: list[Tensor | float], params: list[Tensor]) -> Tensor:

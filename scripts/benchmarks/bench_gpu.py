@@ -110,7 +110,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="write the results to this JSON file")
     options = parser.parse_args(argv)
     if options.dry_run:
-        options.batch, options.length, options.steps, options.rounds = 4, 16, 4, 1
+        options.batch, options.length, options.steps, options.rounds = 4, 16, 3, 1
     return options
 
 

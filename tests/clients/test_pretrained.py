@@ -55,7 +55,7 @@ def test_minilm_is_trained_as_by_the_plain_trainer_at_rho_zero(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_minilm_trains_and_loads(tmp_path: Path) -> None:
-    settings = {"max_steps": 6, "learning_rate": 1e-4, "per_device_train_batch_size": 8}
+    settings = {"max_steps": 4, "learning_rate": 1e-4, "per_device_train_batch_size": 8}
     trainer = assert_trains(partial(make, tmp_path), **settings)
     trainer.save_model(str(tmp_path / "final"))
     loaded = SentenceTransformer(str(tmp_path / "final"), device="cpu")

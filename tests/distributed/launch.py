@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from inspect import signature
 from pathlib import Path
@@ -64,20 +65,43 @@ class Results(dict[str, list[dict[str, Any]]]):
 
 
 def run_jobs(folder: Path, processes: int, jobs: list[Job], worker: str = "tests.distributed.worker") -> Results:
-    """Run the jobs one after the other, in so many processes of the module `worker`, which torchrun could start."""
+    """Run the jobs one after the other, in so many processes of the module `worker`, which torchrun could start.
+
+    Those of a single process are run two at a time, unless one goes on where another ended.
+    """
     jobs = [job for job in jobs if unavailable(job) is None]
     if not jobs:
         return Results()
+    apart = processes == 1 and len(jobs) > 1 and not any(job.resume for job in jobs)
+    parts = [jobs[::2], jobs[1::2]] if apart else [jobs]
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "jobs.json"
-    path.write_text(json.dumps([asdict(job) for job in jobs]))
-    warm.run_together(processes, worker, path, folder, logs=folder)
+    paths = [folder / f"jobs{number}.json" for number in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        path.write_text(json.dumps([asdict(job) for job in part]))
+    log = folder / "beside.log"
+    beside = [warm.start(worker, path, folder, log=log) for path in paths[1:]]
+    try:
+        warm.run_together(processes, worker, paths[0], folder, logs=folder)
+    finally:
+        codes = warm.end_together(beside)
+    assert not any(codes), f"{worker} ended with {codes}:\n{warm.end_of(log)}"
     results = Results()
     for job in jobs:
         results[job.name] = [
             torch.load(folder / f"{job.name}.{rank}.pt", weights_only=False) for rank in range(processes)
         ]
     return results
+
+
+def runs_everything(request: pytest.FixtureRequest) -> bool:
+    """Return whether tests of this file are to be run that only `make test-everything` runs: they need jobs too."""
+    here = [item for item in request.session.items if item.path == request.path]
+    return any(item.get_closest_marker("everything") for item in here)
+
+
+def marked(names: Iterable[str], rest: Collection[str]) -> list[Any]:
+    """Return parameters of a test, with those in `rest` left to `make test-everything`."""
+    return [pytest.param(name, marks=pytest.mark.everything) if name in rest else name for name in names]
 
 
 def weights(found: dict[str, Any]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.launch import Results, distance, run_jobs, weights
+from tests.distributed.launch import Results, distance, marked, run_jobs, runs_everything, weights
 from tests.distributed.worker import Job
 from tests.promises.runs import differences
 from tests.tolerances import RELATIVE
@@ -99,6 +99,10 @@ AS_DDP = {
     "not contiguous 1": ("sam", ds("not contiguous 1", 1, SAM, {"zero": {"contiguous_gradients": False}})),
 }
 
+# Every kind at one stage at least, and every stage with several kinds, on each commit; these are the rest.
+REST = {"stage 0, bf16", "stage 1, bf16", "asam 1", "asam 2", "mixing 0", "lora 0", "lora 1", "unused 0", "unused 2"}
+REST |= {f"{name} {run}" for name in REST & set(PLAIN) for run in ("plain", "rho 0")}
+
 # --- resume, exceptions, refusals
 SAVING = {**ADAM, "save_strategy": "steps", "save_steps": 2}
 WHOLE = [
@@ -127,9 +131,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> Results:
+def found(folder: Path, request: pytest.FixtureRequest) -> Results:
     jobs = [*EXPECTED, *PAIRS, *(job for _, job in AS_DDP.values()), *WHOLE, *RESUMED, *LEFT]
     jobs += [job for job, _ in REFUSED.values()]
+    jobs = [job for job in jobs if job.name not in REST or runs_everything(request)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DS_ACCELERATOR", "cpu")
         return run_jobs(folder, 2, jobs, worker="tests.distributed.deepspeed_worker")
@@ -139,7 +144,7 @@ def without(result: dict[str, Any], *names: str) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k not in names}
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("name", marked(PLAIN, REST))
 def test_with_rho_0_the_run_is_the_plain_trainers(name: str, found: Results) -> None:
     for plain, sharp in zip(found[f"{name} plain"], found[f"{name} rho 0"], strict=True):
         assert differences(without(plain, "history"), without(sharp, "history")) == []
@@ -149,7 +154,7 @@ def test_with_rho_0_the_run_is_the_plain_trainers(name: str, found: Results) -> 
         assert len(set(plain["after_steps"])) == len(plain["after_steps"])  # it did train
 
 
-@pytest.mark.parametrize("name", AS_DDP)
+@pytest.mark.parametrize("name", marked(AS_DDP, REST))
 def test_the_run_is_ddps(name: str, found: Results) -> None:
     same = AS_DDP[name][0]
     for expected, result in zip(found[same], found[name], strict=True):
@@ -159,7 +164,7 @@ def test_the_run_is_ddps(name: str, found: Results) -> None:
             assert distance(result, found[other][0]) > 1e-3  # the line above could fail
 
 
-@pytest.mark.parametrize("name", AS_DDP)
+@pytest.mark.parametrize("name", marked(AS_DDP, REST))
 def test_every_process_logs_what_ddps_do(name: str, found: Results) -> None:
     keys = ["loss", "sam/sharpness", "sam/epsilon_norm", "sam/grad_cosine", "sam/skipped"]
     keys += [] if found[name][0]["stage"] == 0 else ["grad_norm"]  # which DeepSpeed does not tell at stage 0
@@ -169,7 +174,9 @@ def test_every_process_logs_what_ddps_do(name: str, found: Results) -> None:
                 assert (entry.get(key), key) == (pytest.approx(other.get(key), rel=1e-3, abs=1e-5), key)
 
 
-@pytest.mark.parametrize("name", [*AS_DDP, *(f"{name} rho 0" for name in PLAIN), *(job.name for job in WHOLE)])
+@pytest.mark.parametrize(
+    "name", marked([*AS_DDP, *(f"{name} rho 0" for name in PLAIN), *(job.name for job in WHOLE)], REST)
+)
 def test_processes_have_the_same_bits_after_every_step(name: str, found: Results) -> None:
     first, second = found[name]
     assert len(first["after_steps"]) >= first["steps"]

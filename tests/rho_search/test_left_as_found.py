@@ -23,6 +23,7 @@ from tests.models import build
 from tests.options.pairs import maker
 from tests.options.test_trainer_options import OPTIONS, Augmented
 from tests.promises.runs import SAMScaled, differences, fingerprint, moved, trainer_for
+from tests.promises.test_rho_zero import whole_batches
 
 QUICK: dict[str, Any] = {"steps": 2, "batches": 2, "rhos": [0.05, 0.5]}
 ACCUMULATE = {"gradient_accumulation_steps": 2}
@@ -49,7 +50,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "checkpointing": ("bert", {"gradient_checkpointing": True}),
     "data that draw random numbers": ("vit", {"wrap_data": Augmented}),
     "evaluation on start": ("bert", {"eval_on_start": True, "trainer_kwargs": {"eval_dataset": build("bert")[1]}}),
-    "compiled": ("bert", {"torch_compile": True, "torch_compile_backend": "aot_eager"}),
+    "compiled": ("bert", {"torch_compile": True, "torch_compile_backend": "aot_eager", "wrap_data": whole_batches}),
     "weights computed from others": ("bert", {"prepare": spectral}),
     "weights computed by a hook": ("bert", {"prepare": weighted}),
     "smaller batches when out of memory": ("bert", {"auto_find_batch_size": True}),

@@ -14,6 +14,7 @@ import yaml
 from hf_sam.cli.common.parsing import parse
 from hf_sam.cli.tasks import TASKS
 from hf_sam.cli.tasks.digits import digits
+from scripts import side_by_side
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., tuple[int, str]]
@@ -61,7 +62,7 @@ def test_a_short_run_reports_everything_and_loads_in_a_process_without_hf_sam(ru
         "--output_dir",
         folder,
         "--num_train_epochs",
-        3,
+        2,
         "--warmup_steps",
         0,
         "--logging_steps",
@@ -93,20 +94,14 @@ def test_the_defaults_reach_94_percent_and_the_summary_says_how_to_load_it(tmp_p
 
 
 @pytest.mark.slow
-def test_a_failing_run_fails_the_comparison(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "side_by_side.py"),
-        "--output_dir",
-        str(tmp_path),
-        "--extra",
-        "rho=-1",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "ended with status 2" in done.stderr
+def test_a_failing_run_fails_the_comparison(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        side_by_side.main(["--output_dir", str(tmp_path), "--extra", "rho=-1"])
+    assert ended.value.code == 2
+    assert "ended with status 2" in capfd.readouterr().err
 
 
+@pytest.mark.everything  # tests/distributed/test_launching.py launches it by `accelerate launch` too
 @pytest.mark.slow
 def test_accelerate_launch_runs_the_script_from_any_folder(tmp_path: Path) -> None:
     script = str(ROOT / "scripts" / "finetune.py")

@@ -153,8 +153,8 @@ def test_on_minilm_with_wrong_labels_it_recommends_less_than_what_keeps_it_from_
     status, output, errors = run(
         "--task", "sst2", "--model_name_or_path", model, "--train_file", files / "train.parquet",
         "--validation_file", files / "validation.parquet", "--max_train_samples", 1000, "--label_noise", 0.3,
-        "--max_length", 48, "--per_device_train_batch_size", 16, "--learning_rate", "1e-4", "--num_train_epochs", 8,
-        "--output_dir", tmp_path / "out", "--use_cpu", "--disable_tqdm", "True",
+        "--max_length", 32, "--per_device_train_batch_size", 16, "--learning_rate", "1e-4", "--num_train_epochs", 8,
+        "--steps", 20, "--batches", 2, "--output_dir", tmp_path / "out", "--use_cpu", "--disable_tqdm", "True",
     )  # fmt: skip
     assert status == 0, errors
     rho = json.loads((tmp_path / "out" / "find_rho.json").read_text(encoding="utf-8"))["result"]["rho"]

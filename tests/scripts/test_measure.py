@@ -17,7 +17,7 @@ from hf_sam.cli import finetune, measure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.slow
-QUICK = ["--examples", "48", "--landscape", "3", "--folds", "3", "--products", "6", "--eigenvalues", "2"]
+QUICK = ["--examples", "24", "--landscape", "3", "--folds", "3", "--products", "6", "--eigenvalues", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("runs")
     for seed in (1, 2):
         finetune.main([
-            "--use_cpu", "--max_steps", "4", "--output_dir", str(folder / f"run-{seed}"), "--seed", str(seed),
+            "--use_cpu", "--max_steps", "2", "--output_dir", str(folder / f"run-{seed}"), "--seed", str(seed),
             "--disable_tqdm", "True", "--save_strategy", "no", "--eval_strategy", "no",
         ])  # fmt: skip
     return [f"first={folder / 'run-1'}", str(folder / "run-2")]
@@ -43,14 +43,14 @@ def test_the_report_holds_every_measurement_of_every_checkpoint(written: Path) -
     report = json.loads((written / "report.json").read_text(encoding="utf-8"))
     assert list(report["models"]) == ["first", "run-2"]
     for found in report["models"].values():
-        assert found["settings"]["examples"] == 48
+        assert found["settings"]["examples"] == 24
         assert found["lambda_max"] == found["top_eigenvalues"]["values"][0] > 0
         assert found["worst_case"]["value"] >= found["sam_sharpness"]["value"]
         assert len(found["landscape_1d"]["losses"]) == 5
         assert [len(row) for row in found["landscape_2d"]["losses"]] == [3, 3, 3]
         assert found["landscape_2d"]["losses"][1][1] == pytest.approx(found["loss"], rel=1e-5)
         assert len(found["density"]["nodes"][0]) == 5
-    assert report["comparison"]["folds"] == [16, 16, 16]
+    assert report["comparison"]["folds"] == [8, 8, 8]
     assert len(report["interpolation"]["first to run-2"]["metrics"]) == 3
     assert report["environment"]["torch"]
     figures = {"interpolation.png", "landscape_1d.png", "landscape_2d.png", "spectrum.png"}

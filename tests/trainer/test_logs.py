@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_sam import VARIANTS, StepContext
 from hf_sam.step.measurement import Measurement
-from hf_sam.trainer.logs import Averages, Sampler
+from hf_sam.trainer.logs import TOGETHER, Averages, Sampler
 from hf_sam.trainer.micro_batches import Window
 from hf_sam.trainer.step_planner import StepPlan
 
@@ -177,7 +178,8 @@ def test_the_sums_hold_no_graph() -> None:
     sums = Averages()
     rise = torch.tensor(0.2, requires_grad=True) * 1
     sums.add(report(), rise, ends_window=True)
-    assert not sums._sums.requires_grad
+    (_, known) = sums._waiting[0]
+    assert not any(value is not None and value.requires_grad for value in known)
 
 
 def test_adding_reads_nothing_from_the_device() -> None:
@@ -185,7 +187,34 @@ def test_adding_reads_nothing_from_the_device() -> None:
     sums = Averages()
     for rho in (0.05, torch.tensor(0.05, device="meta")):
         step(sums, (report(device="meta", rho=rho), torch.tensor(0.2, device="meta")))
-    assert sums._sums.is_meta
+    assert sums._add_up().is_meta
+
+
+class Operations(TorchDispatchMode):
+    """Counts what would be launched on an accelerator."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is not torch.ops.aten.detach.default  # a view
+        return func(*args, **kwargs or {})
+
+
+def test_many_perturbations_are_added_up_in_few_operations_and_to_the_same_means() -> None:
+    sums, rises = Averages(), [torch.tensor(0.01 * number) for number in range(3 * TOGETHER // 2)]
+    given = [report() for _ in rises]
+    with Operations() as operations:
+        for measurement, rise in zip(given, rises, strict=True):
+            sums.add(measurement, rise, ends_window=True)
+    assert operations.count < len(rises) / 4
+    assert sums.drain(SAM)["sam/sharpness"] == pytest.approx(sum(rises).item() / len(rises))
+
+
+def test_a_radius_that_is_computed_anew_in_the_same_memory_counts_as_it_was() -> None:
+    sums, rho = Averages(), torch.tensor(0.1)
+    for radius in (0.1, 0.3):
+        step(sums, (report(rho=rho.fill_(radius)), 0.2))
+    assert sums.drain(SAM)["sam/rho"] == pytest.approx(0.2)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
