@@ -46,8 +46,9 @@ def test_a_checkpoint_without_a_clock_can_be_gone_on_from(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_resumed_run_says_where_and_times_both_parts(
-    run: Run, sst2: list[object], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    run: Run, sst2: list[object], tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # no line is broken
     argv = [*sst2, "--num_train_epochs", 2]
     assert run(*argv)[0] == 0
     again = tmp_path / "again"
