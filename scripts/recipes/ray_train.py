@@ -41,6 +41,7 @@ def make_trainer(settings: dict[str, Any]) -> SAMTrainer:
         max_steps=settings["steps"],
         per_device_train_batch_size=settings["batch_size"],
         use_cpu=not settings["use_gpu"],
+        average_tokens_across_devices=False,  # BERT's loss is a mean already, and would be multiplied by the workers
         logging_steps=1,
         save_strategy="no",
         disable_tqdm=True,
