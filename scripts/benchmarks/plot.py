@@ -32,6 +32,7 @@ from scripts.benchmarks.evidence import (
     radius_table,
     reference_tables,
     regime_tables,
+    scaling_tables,
 )
 from scripts.benchmarks.evidence.pages import check_places, pages, with_tables
 
@@ -73,6 +74,16 @@ def draw_noise(results: Path, path: Path) -> None:
     noise_plot.draw(*method_tables.read(results, "noise"), path)
 
 
+def of_scaling() -> dict[str, Callable[[Path], list[str]]]:
+    """Return the tables that are computed, and need no results."""
+    return {name: partial(_without_results, table) for name, table in scaling_tables.TABLES.items()}
+
+
+def _without_results(table: Callable[[], list[str]], results: Path) -> list[str]:
+    del results
+    return table()
+
+
 TABLES: dict[str, Callable[[Path], list[str]]] = {
     "regimes": regime_tables.regimes,
     "sizes": regime_tables.sizes,
@@ -98,6 +109,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     **of_grid("ablations"),
     "peers": peer_tables.peers,
     "peers survived": peer_tables.survived,
+    **of_scaling(),
 }
 """By the name between the marks in a page."""
 

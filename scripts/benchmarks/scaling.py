@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.parsing import PlainParser
-from scripts.benchmarks.evidence.readme import with_tables
+from scripts.benchmarks.evidence.pages import with_tables
 from scripts.benchmarks.evidence.scaling_tables import TABLES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"

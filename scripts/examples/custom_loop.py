@@ -26,7 +26,7 @@ for epoch in range(8):
         def closure(inputs: Tensor = inputs, labels: Tensor = labels) -> Tensor:  # SAM: a function, called twice
             optimizer.zero_grad()
             loss = nn.functional.cross_entropy(model(inputs), labels)
-            loss.backward()
+            torch.autograd.backward(loss)
             return loss
 
         # SAM: in place of `loss = closure()`. The buffers of batch normalisation change in the first call only.

@@ -30,7 +30,7 @@ class Digits(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
     # SAM: this method is all there is to add. Lightning's closure runs zero_grad, training_step and backward.
-    def optimizer_step(self, epoch: int, index: int, optimizer: Any, closure: Callable[[], Any] | None = None) -> None:
+    def optimizer_step(self, epoch: int, index: int, optimizer: Any, closure: Callable[[], Any]) -> None:
         loss = sharpness_aware_grad(closure, self.parameters(), rho=0.05)
         optimizer.step(closure=lambda: loss)
 

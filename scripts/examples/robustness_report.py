@@ -38,7 +38,7 @@ conditions = {"bits": [8, 3], "shares": [0.5], "corruptions": ["noise"], "severi
 seen = ViTImageProcessor(image_mean=[0.0], image_std=[1.0])  # which number is black, and which white
 found = robustness.compare(models, test, calibration=held_out, processing_class=seen, conditions=conditions)
 for condition, metrics in found.differences.items():
-    accuracies = ", ".join(f"{name} {100 * found.mean(condition, 'accuracy', name):.1f} %" for name in models)
+    accuracies = ", ".join(f"{name} {100 * (found.mean(condition, 'accuracy', name) or 0):.1f} %" for name in models)
     gain = metrics["accuracy"]["SAM"]
     print(f"{condition}: accuracy {accuracies}; difference {100 * gain.mean:+.1f} points", end=" ")
     print(f"({100 * gain.low:+.1f} to {100 * gain.high:+.1f})")  # over the choice of test images, not over seeds

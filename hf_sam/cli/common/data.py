@@ -29,8 +29,8 @@ READING_ERRORS = (DatasetsError, ArrowException, OSError, ValueError, TypeError,
 
 def read_file(argument: str, path: str, args: ScriptArguments | None = None, notes: list[str] | None = None) -> Dataset:
     """Read a file given as `--argument path`; a csv file holds texts. `notes` gets what there is to say."""
-    named = {} if args is None else {"encoding": args.encoding, "separator": args.separator}
-    table = read_table(argument, path, **named)
+    encoding, separator = (None, None) if args is None else (args.encoding, args.separator)
+    table = read_table(argument, path, encoding=encoding, separator=separator)
     if notes is not None:
         notes += [f"{table.where}: {note}" for note in table.notes if f"{table.where}: {note}" not in notes]
     return table.dataset()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from scripts.benchmarks.common import step_time
 from scripts.benchmarks.common.step_time import Machine
 from scripts.benchmarks.common.traffic import ENGINES, SCOPES, Weights, step
-from scripts.benchmarks.evidence.readme import markdown
+from scripts.benchmarks.evidence.pages import markdown
 
 COUNTED = Weights(19_488, tensors=20, buffers=64)
 """The Llama of `tests/distributed/test_scaling.py`."""
