@@ -85,13 +85,13 @@ def test_a_step_sends_what_the_page_says(engine: str, scope: str | None, found: 
     expected = step(engine, scope, counted_weights(engine), micro_batches=2, shards=2)
     for result in found[f"{engine} {scope}"]:
         assert len(result["traffic"]) == STEPS
-        assert (result["parameters"], result["buffers"]) == (4 * COUNTED.count, COUNTED.buffers)
+        assert (result["parameters"], result["buffers"]) == (4 * COUNTED.number, COUNTED.buffers)
         assert expected is not None
         assert bytes_sent(result) == expected.sizes()
 
 
 def test_in_bf16_fsdp2_sends_two_bytes_a_weight(found: Results) -> None:
-    half = Weights(COUNTED.count, gradient=2, gathered=2, kept=counted_weights("FSDP2").kept // 2)
+    half = Weights(COUNTED.number, gradient=2, gathered=2, kept=counted_weights("FSDP2").kept // 2)
     expected = step("FSDP2", "batch", half)
     assert expected is not None
     assert [bytes_sent(result) for result in found["bf16"]] == [expected.sizes()] * 2

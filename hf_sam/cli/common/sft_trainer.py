@@ -77,7 +77,10 @@ def sft_trainer(*, args: Any, padding_free: bool, **given: Any) -> Any:
 
 def _whole(data: Any) -> Any:
     """Return a part of a data set as a data set, which TRL wants."""
-    return data.dataset.select(data.indices) if isinstance(data, Subset) else data
+    if not isinstance(data, Subset):
+        return data
+    rows: Any = data.dataset
+    return rows.select(data.indices)
 
 
 def packed(data: Any, limit: int) -> Any:

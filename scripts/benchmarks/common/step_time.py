@@ -63,7 +63,7 @@ def ring_bytes(collective: Collective, devices: int, shards: int) -> float:
 def sent(engine: str, scope: str | None, count: float, devices: int) -> float | None:
     """Return how many bytes a device sends in one step of one micro-batch, None where the scope is refused."""
     shards = shards_of(engine, devices, Machine())
-    found = step(engine, scope, PRECISIONS[engine]._replace(count=count), shards=shards)
+    found = step(engine, scope, PRECISIONS[engine]._replace(number=count), shards=shards)
     if found is None:
         return None
     return sum(ring_bytes(c, devices, shards) for c in (*found.rest, *(c for one in found.passes for c in one)))

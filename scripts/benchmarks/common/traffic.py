@@ -14,7 +14,7 @@ class Weights(NamedTuple):
     """What is trained. All but the first three matter in small models only.
 
     Attributes:
-        count: number of weights.
+        number: of weights.
         gradient: bytes of one weight's gradient as it is reduced.
         gathered: bytes of one weight as it is gathered.
         kept: bytes that FSDP2 gathers once in a pass and keeps to its end.
@@ -23,7 +23,7 @@ class Weights(NamedTuple):
         buffers: bytes that DDP broadcasts before a pass whose gradients it will reduce.
     """
 
-    count: float
+    number: float
     gradient: int = 4
     gathered: int = 4
     kept: int = 0
@@ -96,7 +96,7 @@ def _ddp(scope: str | None, weights: Weights) -> Step:
     """DDP reduces at the last micro-batch of a pass; not in a first pass whose perturbation is the process's own."""
     once = [
         Collective("broadcast", weights.buffers),
-        Collective("all-reduce", weights.gradient * weights.count, when="backward"),
+        Collective("all-reduce", weights.gradient * weights.number, when="backward"),
         Collective("all-reduce", 4 * weights.tensors),  # which of them were used
     ]
     passes = {None: [once], "batch": [once, once]}.get(scope, [[], once])
@@ -109,7 +109,7 @@ def _fully_sharded(scope: str | None, weights: Weights, micro_batches: int, shar
     It reduces at the last micro-batch. HSDP, as transformers sets it up, leaves only the copies' reduction for that.
     """
     over = "all" if shards is None else "shards"
-    gathered, reduced = weights.gathered * weights.count, weights.gradient * weights.count + weights.tied
+    gathered, reduced = weights.gathered * weights.number, weights.gradient * weights.number + weights.tied
     gathers = [
         Collective("all-gather", gathered, over, "forward"),
         Collective("all-gather", gathered - weights.kept, over, "backward"),
@@ -124,11 +124,11 @@ def _fully_sharded(scope: str | None, weights: Weights, micro_batches: int, shar
 
 def _zero(scope: str | None, weights: Weights, reductions: int) -> Step:
     """DeepSpeed gathers the new weights once a step; SAM reads both whole gradients in float32, tensor by tensor."""
-    once = [Collective("all-reduce", weights.gradient * weights.count)] * reductions
+    once = [Collective("all-reduce", weights.gradient * weights.number)] * reductions
     rest = [
-        Collective("all-gather", weights.gathered * weights.count),
+        Collective("all-gather", weights.gathered * weights.number),
         Collective("all-reduce", 8),  # whether it overflowed, and its norm
     ]
     if scope is None:
         return Step([once], rest)
-    return Step([once, once], [*rest, *[Collective("all-reduce", 4 * weights.count)] * 2])
+    return Step([once, once], [*rest, *[Collective("all-reduce", 4 * weights.number)] * 2])
