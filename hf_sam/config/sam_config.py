@@ -194,7 +194,7 @@ def radius_of(config: SAMConfig) -> Radius:
     """Return a new instance of the radius that `config` describes."""
     if config.rho == AUTO:
         variant = variant_of(config)
-        return Auto(variant.auto_strength, scale_free=variant.scale_free)
+        return Auto(variant.auto_strength, scale_free=variant.scale_free, number=variant.default_rho)
     return make_radius(float(config.rho or 0.0), config.rho_schedule, _mapping(config.rho_schedule_kwargs))
 
 

@@ -32,7 +32,7 @@ CHECK = 10
 
 NO_SHARE = (
     "`SAMConfig(rho='auto')` needs a loss that falls from above 0 towards 0, and the mean of the first %d is %.3g: no "
-    "step of this run is perturbed. Give a number, such as rho=0.05, or add a constant to the loss."
+    "step of this run is perturbed. Give a number, such as rho=%g, or add a constant to the loss."
 )
 
 
@@ -58,13 +58,16 @@ class Auto(Radius):
         strength: a factor, > 0; the variant's own by default.
         scale_free: whether the variant's rho is measured in sizes of the weights, as ASAM's is.
         smoothing: weight of the past in the running mean of the loss, in [0, 1).
+        number: the rho that a message names for where this one cannot be.
     """
 
     needs_gradient = True
     needs_loss = True
 
-    def __init__(self, strength: float = 1.0, *, scale_free: bool = False, smoothing: float = 0.95) -> None:
-        self.strength, self.scale_free, self.smoothing = strength, scale_free, smoothing
+    def __init__(
+        self, strength: float = 1.0, *, scale_free: bool = False, smoothing: float = 0.95, number: float = 0.05
+    ) -> None:
+        self.strength, self.scale_free, self.smoothing, self.number = strength, scale_free, smoothing, number
         self._steps, self._patience, self._idle = 0, PATIENCE, False
         # L_0, L and the noise of L; while L_0 is being measured, of the finite losses the number, the mean and the sum
         # of squares of the differences from each to the next.
@@ -104,7 +107,7 @@ class Auto(Radius):
         if self._steps > self._patience and (self._steps - self._patience) % CHECK == 0:
             self._idle = not REST <= float(self._left()) < BEGIN
             if self._steps == self._patience + CHECK and not self._losses[0] > 0:
-                logger.warning(NO_SHARE, self._patience, self._losses[0].item())
+                logger.warning(NO_SHARE, self._patience, self._losses[0].item(), self.number)
 
     def _first(self, loss: Tensor) -> Tensor:
         """Return the number, the mean and the squared differences of the losses with one more."""

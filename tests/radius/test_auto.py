@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_sam import SAMConfig
+from hf_sam.config.sam_config import radius_of
 from hf_sam.radius.auto import CHECK, PATIENCE, Auto
 from hf_sam.step_context import StepContext
 from hf_sam.trainer.step_planner import StepPlanner
@@ -164,11 +165,11 @@ def test_a_loss_that_is_not_finite_is_passed_over(bad: float) -> None:
 def test_a_first_loss_without_a_share_to_fall_by_is_never_perturbed_and_that_is_said(
     first: float, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = feed(Auto(), [first] * PATIENCE + [1.0, 0.5, -1.0, -5.0] * 8)
+    found = feed(radius_of(SAMConfig(sam_variant="momentum")), [first] * PATIENCE + [1.0, 0.5, -1.0, -5.0] * 8)
     assert set(found) <= {None, 0.0}
     (message,) = caplog.messages
     assert "rho='auto'" in message
-    assert "Give a number, such as rho=0.05" in message
+    assert "Give a number, such as rho=0.5," in message
 
 
 def test_a_state_without_the_last_loss_is_taken() -> None:
