@@ -37,8 +37,8 @@ SHARPNESS_PACKAGES = {"matplotlib", "numpy", "scipy", "transformers"}  # for hf_
 TRAINER_PACKAGES = {"accelerate", "huggingface_hub", "transformers"}
 COMMANDS = f"{PACKAGE}.cli"  # whose own extra brings packages, and which talks to its user
 COMMAND_PACKAGES = {
-    "datasets", "evaluate", "jinja2", "matplotlib", "numpy", "peft", "PIL", "plotly", "pyarrow", "rich", "scipy", "seqeval",
-    "sklearn", "tqdm", "trl", "yaml",
+    "datasets", "evaluate", "jinja2", "matplotlib", "numpy", "peft", "PIL", "plotly", "pyarrow", "rich", "scipy",
+    "seqeval", "sklearn", "tqdm", "trl", "yaml",
 }  # fmt: skip
 
 FILE_LINES = 250
