@@ -111,7 +111,7 @@ def test_the_page_counts_tags_and_words(argv: list[Any], conll: Path, tmp_path: 
     page = dict(before_lines(args, training, task))
     assert page["columns"] == "words from 1, tags from 4"
     assert page["labels"] == "tags: BIO: entities begin with B-"
-    assert page["B-FILM"].endswith("8")
+    assert page["B-FILM"].endswith("8  (validation 0)")
     assert page["O"].endswith("24  (validation 30)")
     lines = list(before_lines(args, training, task))
     assert any("validation: 10 of 40 words (25.0%) are cut at --max_length 32" in text for _, text in lines)
