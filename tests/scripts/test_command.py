@@ -148,6 +148,6 @@ def test_all_three_programs_run_from_the_command(tmp_path: Path, monkeypatch: py
     assert command.main(["finetune", *SHORT, "--output_dir", "run"]) == 0
     quick = ["--steps", "1", "--batches", "1", "--rhos", "0.1", "--use_cpu"]
     assert command.main(["find-rho", *quick, "--output_dir", "found"]) == 0
-    less = ["--examples", "16", "--landscape", "0", "--products", "2", "--eigenvalues", "1", "--use_cpu"]
+    less = ["--examples", "16", "--landscape", "0", "--products", "6", "--eigenvalues", "2", "--use_cpu"]
     assert command.main(["measure", "run", *less, "--report", "flat"]) == 0
     assert {"run", "found", "flat"} <= {path.name for path in tmp_path.iterdir()}
