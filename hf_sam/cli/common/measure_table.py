@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hf_sam.cli.common.flatness import COLUMNS, cell, interval
+from hf_sam.cli.common.flatness import COLUMNS, SCRIPT_NAMES, cell, interval
 from hf_sam.cli.common.robustness import Robustness, difference_of, shown_rows, value_of
 
 
@@ -47,7 +47,7 @@ def flatness_differences(comparison: Any) -> Table:
     for name in others:
         table.add_column(f"{name}: difference, 95 % interval", justify="right", no_wrap=True)
     for measure_, differences in comparison.differences.items():
-        table.add_row(measure_, *[interval(differences[name]) for name in others])
+        table.add_row(SCRIPT_NAMES[measure_].title, *[interval(differences[name]) for name in others])
     return table
 
 
