@@ -42,7 +42,7 @@ def dangers(source: str) -> Iterator[str]:
 def dangerous_call(node: ast.Call, safe_loaders: set[str]) -> Iterator[str]:
     text, name = ast.unparse(node), last_name(node.func)
     is_method = isinstance(node.func, ast.Attribute)
-    if name in RUNNING and not (name == "compile" and is_method):  # re.compile
+    if name in RUNNING and not (name in ("compile", "eval") and is_method):  # re.compile, model.eval
         yield text
     if any(k.arg in ("shell", "allow_pickle") and ast.unparse(k.value) != "False" for k in node.keywords):
         yield text
@@ -63,7 +63,8 @@ def last_name(node: ast.expr) -> str:
 @looped
 @pytest.mark.parametrize("path", sources("hf_sam") + sources("scripts"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_of_ours_runs_what_a_file_says(path: Path) -> None:
-    assert not list(dangers(path.read_text(encoding="utf-8")))
+    named_by_us = {"extras.py": ["importlib.import_module(module)"]}  # by the package's own constants, no file's
+    assert list(dangers(path.read_text(encoding="utf-8"))) == named_by_us.get(path.name, [])
 
 
 @looped

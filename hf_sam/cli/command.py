@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from hf_sam.cli.common.programs import Names, run_program
 
@@ -33,14 +32,24 @@ def main(argv: Sequence[str] | None = None, *, command: str = "hf-sam") -> int:
 
     def run() -> None:
         nonlocal status
-        program = importlib.import_module(f"hf_sam.cli.{name.replace('-', '_')}")
-        status = program.main(rest, names=names)
+        status = _program(name)(rest, names=names)
         if name == "finetune":
             from hf_sam.cli.common.processes import part
 
             part()
 
     return run_program(names.of(name), run) or status
+
+
+def _program(name: str) -> Callable[..., int]:
+    """Return a program, imported now: each needs other packages, and seconds for them."""
+    if name == "finetune":
+        from hf_sam.cli import finetune as program
+    elif name == "find-rho":
+        from hf_sam.cli import find_rho as program
+    else:
+        from hf_sam.cli import measure as program
+    return program.main
 
 
 def _lines() -> list[str]:

@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 PRESETS: dict[str, dict[str, Any]] = {
     # One pass.
     "free": {"sam_variant": "momentum", "rho": "auto"},
-    # A quarter of the ascent pass.
-    "fast": {"sam_variant": "sam", "rho": "auto", "ascent_fraction": 0.25},
+    # A quarter of the ascent pass, and none while the learning rate warms up.
+    "fast": {"sam_variant": "sam", "rho": "auto", "ascent_fraction": 0.25, "sam_start": "warmup"},
     # Two whole passes once the loss falls.
     "full": {"sam_variant": "sam", "rho": "auto"},
     # The same for the adapters of LoRA, which are small: two passes, too.

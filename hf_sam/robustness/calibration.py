@@ -68,7 +68,7 @@ def fitted_temperature(logits: Array, labels: Array) -> float:
 
     Example:
         >>> logits = np.array([[2.0, 0.0]] * 4)  # right three times in four, so the odds should be three to one
-        >>> round(fitted_temperature(logits, np.array([0, 0, 0, 1])) * np.log(3), 4)
+        >>> round(float(fitted_temperature(logits, np.array([0, 0, 0, 1])) * np.log(3)), 4)
         2.0
     """
     values, wanted = torch.from_numpy(logits).double(), torch.from_numpy(labels).long()

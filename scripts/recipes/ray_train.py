@@ -5,16 +5,19 @@
     python scripts/recipes/ray_train.py --workers 2               # on the CPUs of this machine
     python scripts/recipes/ray_train.py --workers 16 --use-gpu    # on a cluster, from its head node
 
-Tested with ray 2.60 on CPUs: two workers end with the weights that one worker ends with on the same batches. Not yet
-run on GPUs or on several machines. Data and model are tiny and made here: put your own into `make_trainer`.
+Run with ray 2.60 on CPUs, one worker and two. Not yet run on GPUs or on several machines. Data and model are tiny and made here: put your own into `make_trainer`.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+# `python scripts/recipes/ray_train.py` puts its folder on the path, the import of hf_sam needs the repository's.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import ray.train
 import torch

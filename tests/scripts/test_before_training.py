@@ -45,7 +45,7 @@ def test_the_page_says_what_was_understood(argv: list[Any]) -> None:
     assert "1 (8.3%) are cut at --max_length 24" in page["train lengths"]
     assert [value.split("  ->  ")[1] for name, value in lines if name == "example"] == ["a", "a", "b"]
     assert page["device"] == "cpu, float32"
-    assert page["method"].startswith("SAM, rho 0.05: two passes a step")
+    assert page["method"].startswith("SAM, rho auto: two passes a step")
     assert "2 validation rows (67%) are in the training data" in page["warning"]
 
 

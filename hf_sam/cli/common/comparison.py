@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache
+from accelerate.utils import clear_device_cache
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text

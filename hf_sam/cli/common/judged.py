@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge each label by the logits of a model: how sure is it that another one is right?"""
+"""Judge each label by the logits of a model: whether another one is right, and how sure the model is of it."""
 
 from __future__ import annotations
 

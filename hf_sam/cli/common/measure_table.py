@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is printed of the measurements? One table of all checkpoints, and one of their differences."""
+"""Print the measurements: one table of all checkpoints, and one of their differences."""
 
 from __future__ import annotations
 

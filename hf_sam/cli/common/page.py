@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How does a report look? One HTML file that loads nothing, in tables and vector figures, down to a narrow screen."""
+"""Lay out a report: one HTML file that loads nothing, in tables and vector figures, down to a narrow screen."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written of the measurements? report.json, figures, and report.html, which says what was measured on what."""
+"""Write the measurements: report.json, figures, and report.html, which says what was measured on what."""
 
 from __future__ import annotations
 

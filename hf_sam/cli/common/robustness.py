@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured of each checkpoint to see what rounding, pruning, noise and merging leave, and how is it shown?"""
+"""Measure what rounding, pruning, noise and merging leave of each checkpoint."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does a reader see of the robustness? A table with differences, and the figures."""
+"""Show the robustness: a table with differences, and the figures."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def _task(args: ScriptArguments, training: Any, found: Labelled, sets: dict[str,
 def _origins(found: Labelled, columns: dict[str, str]) -> dict[str, Origin]:
     origins = {}
     for split, table in found.tables.items():
-        listed = isinstance(table.source, dict)  # else the images have no names, or names of somebody else's files
+        listed = isinstance(table.source, dict)  # else the images have no names, or names of files on another machine
         files = [table.values("file" if table.unnamed else columns[split])] if listed else []
         origins[split] = origin_of(table, files, "file", found.truth if split == "train" else None)
     return origins

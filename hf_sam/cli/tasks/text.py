@@ -48,9 +48,8 @@ def build(args: ScriptArguments, training: Any) -> Task:
     tokenizer = load_tokenizer(args, config)
     sets, labels = {}, found.labels
     for split, values in texts.items():
-        sets[split], facts.lengths[split] = tokenize(
-            values, labels.get(split), tokenizer, config, args.max_length, what=f"{split} texts"
-        )
+        given = values, labels.get(split), tokenizer, config, args.max_length
+        sets[split], facts.lengths[split] = tokenize(*given, what=f"{split} texts")
     model = load_model(args, AutoModelForSequenceClassification, config, new_head=found.new_head)
     return Task(
         name="text",
