@@ -21,16 +21,15 @@ MODULE = Names("python -m hf_sam")
 SHORT = ["--max_steps", "1", "--use_cpu", "--eval_strategy", "no", "--save_strategy", "no", "--do_eval", "False"]
 Main = Callable[..., int]
 
-# A process in which a package cannot be imported, as where the extra is not installed.
+# A process in which a package cannot be found, as where the extra is not installed.
 WITHOUT = """
 import sys
+from importlib.machinery import PathFinder
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == {package!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+def find_spec(cls, name, *where):
+    return None if name.partition(".")[0] == {package!r} else find(name, *where)
 
-sys.meta_path.insert(0, Missing())
+find, PathFinder.find_spec = PathFinder.find_spec, classmethod(find_spec)
 from hf_sam.cli.command import main
 sys.exit(main([{program!r}, "--help"]))
 """

@@ -54,6 +54,7 @@ def test_what_each_library_raises_is_known(write: Callable[[Path], Any], tmp_pat
         (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
         (RuntimeError("expected all tensors to be on the same device"), False),
+        (RuntimeError("PytorchStreamReader failed reading zip archive [enforce fail at inline_container.cc:1]"), False),
     ],
 )
 def test_other_errors_are_left_alone(error: Exception, is_full: bool, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def labelled(*labels: Any) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("x.csv", as_csv(ROWS, ("text", "klass", "x")[:2]), ["text, klass", "--label_column"]),
+        ("x.csv", as_csv([["a", "b", "c"]] * 4, ("text", "klass", "more")), ["text, klass, more", "--label_column"]),
         ("x.csv", b"", ["is empty", "header"]),
         ("x.csv", b"text,label\n", ["is empty", "at least one row"]),
         ("x.json", b"[]", ["is empty", "at least one row"]),

@@ -45,8 +45,6 @@ def seconds_before(trainer: Any) -> dict[str, float]:
 def where_it_goes_on(checkpoint: Path) -> str:
     """Return in words at which step training goes on from a checkpoint, and how long it took to get there."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    step, last = state["global_step"], state["max_steps"]
     clock = state.get("stateful_callbacks", {}).get(TrainingClock.__name__)
     took = f", after {clock['attributes']['wall']:.1f} s of training" if clock else ""
-    rest = "" if step < last else ": all steps are done"
-    return f"at step {step:,} of {last:,}, from {checkpoint}{took}{rest}"
+    return f"at step {state['global_step']:,}, from {checkpoint}{took}"

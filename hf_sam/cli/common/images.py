@@ -142,10 +142,13 @@ def find_files(table: Table, column: str) -> None:
 
 
 def _check_stored(data: Dataset, where: str, column: str) -> None:
-    """Look at the headers of images that are part of a data set."""
-    stored = [file or {} for file in data.cast_column(column, ImageFeature(decode=False))[column][:]]
-    files = [file["bytes"] if file.get("bytes") is not None else Path(file.get("path") or "") for file in stored]
-    names = [f"row {row}" + (f" {file['path']}" if file.get("path") else "") for row, file in enumerate(stored)]
+    """Look at the headers of images that are part of a data set; one that is missing is no image."""
+    files: list[Path | bytes] = []
+    names = []
+    for row, stored in enumerate(data.cast_column(column, ImageFeature(decode=False))[column][:]):
+        content, path = (stored or {}).get("bytes"), (stored or {}).get("path")
+        files.append(Path(path) if content is None and path else content or b"")
+        names.append(f"row {row}" + (f" {path}" if path else ""))
     check_images(where, files, names)
 
 

@@ -41,7 +41,7 @@ def _set(of_datasets: bool, of_transformers: bool) -> None:
 
 def track(todo: Iterable[T], text: str, *, total: int | None = None) -> Iterable[T]:
     """Return what is to be done one by one, with a bar if bars are shown."""
-    return tqdm(todo, desc=text, total=total)  # type: ignore[no-any-return]
+    return tqdm(todo, desc=text, total=total)
 
 
 def parts_of_work(training: Any) -> Progress:
