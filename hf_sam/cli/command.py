@@ -44,12 +44,12 @@ def main(argv: Sequence[str] | None = None, *, command: str = "hf-sam") -> int:
 def _program(name: str) -> Callable[..., int]:
     """Return a program, imported now: each needs other packages, and seconds for them."""
     if name == "finetune":
-        from hf_sam.cli import finetune as program
+        from hf_sam.cli.finetune import main as program
     elif name == "find-rho":
-        from hf_sam.cli import find_rho as program
+        from hf_sam.cli.find_rho import main as program
     else:
-        from hf_sam.cli import measure as program
-    return program.main
+        from hf_sam.cli.measure import main as program
+    return program
 
 
 def _lines() -> list[str]:

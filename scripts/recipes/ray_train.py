@@ -5,7 +5,8 @@
     python scripts/recipes/ray_train.py --workers 2               # on the CPUs of this machine
     python scripts/recipes/ray_train.py --workers 16 --use-gpu    # on a cluster, from its head node
 
-Run with ray 2.60 on CPUs, one worker and two. Not yet run on GPUs or on several machines. Data and model are tiny and made here: put your own into `make_trainer`.
+Run with ray 2.60 on CPUs, one worker and two. Not yet run on GPUs or on several machines. Data and model are tiny and
+made here: put your own into `make_trainer`.
 """
 
 from __future__ import annotations
