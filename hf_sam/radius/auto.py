@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A radius without tuning, in sizes of the weights, from how far the loss has fallen."""
+"""A radius without tuning, in sizes of the weights, from the fall of the loss and what of it is memorisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hf_sam._checks import is_count
-from hf_sam.radius.schedules import Radius
+from hf_sam.radius.memorisation import Memorisation
+from hf_sam.radius.schedules import Radius, checked_tensor
 from hf_sam.step_context import StepContext
 from hf_sam.variants.asam import ETA, is_scaled, scales_of
 from hf_sam.variants.base import Length
@@ -25,6 +26,8 @@ BEGIN = 0.97
 """Share of the first loss that has to be left for a perturbation to begin."""
 WHOLE = 0.7
 """Share of the first loss at which the perturbation has its whole length."""
+ENOUGH = 0.25
+"""Share of the fall of the loss that has to be memorisation for the whole length."""
 REST = 0.01
 """Share of the first loss below which there is nothing left to gain, and steps are plain ones."""
 CHECK = 10
@@ -37,11 +40,11 @@ NO_SHARE = (
 
 
 class Auto(Radius):
-    """`rho="auto"`: rho = strength * a(r) * ||T v|| / ||v||, where a(r) goes from 0 to 1 as the loss falls.
+    """`rho="auto"`: rho = strength * a(r) * b(s) * ||T v|| / ||v||, which is 0 until the model memorises.
 
     v is the direction of the variant (the clean gradient, or the momentum), T that of ASAM (see `hf_sam.variants.asam`)
     and ||T v|| / ||v|| the size of the weights along it. A variant whose rho is in sizes of the weights, as ASAM's is,
-    takes strength * a(r) itself. To first order the loss of SAM then rises as ASAM's does at a rho of strength * a(r).
+    takes strength * a(r) * b(s) itself. To first order the loss of SAM then rises as ASAM's does at that rho.
 
     r = L / L_0 in [0, 1] says how far training has got: L is the running mean of the loss, L_0 its mean over the first
     steps, which are plain steps. r is taken one standard error of its noise too high, as a share of itself, so that
@@ -50,9 +53,14 @@ class Auto(Radius):
 
     a(r) = (0.97 - r) / 0.27, between 0 and 1. While nothing is learnt there is no perturbation, so a plateau is left as
     the plain Trainer leaves it, and a perturbation that keeps the model from learning makes the loss rise, and so
-    shrinks itself. What is learnt from there on may be learnt by heart. Where 0.01 of the first loss is left there is
-    nothing to gain. All steps without a perturbation are plain ones, at a plain step's cost, and so are those of the
-    learning rate's warm-up.
+    shrinks itself. Where 0.01 of the first loss is left there is nothing to gain.
+
+    b(s) = s / 0.25, at most 1, where s is the share of the fall of the loss that is memorisation (see `Memorisation`).
+    A model that still learns what holds for all examples is left alone, however often it has seen the data. In the
+    first pass and a half over them s is 0. Where the passes are not counted b is 1.
+
+    All steps without a perturbation are plain ones, at a plain step's cost, and so are those of the learning rate's
+    warm-up.
 
     Args:
         strength: a factor, > 0; the variant's own by default.
@@ -72,6 +80,11 @@ class Auto(Radius):
         # L_0, L and the noise of L; while L_0 is being measured, of the finite losses the number, the mean and the sum
         # of squares of the differences from each to the next.
         self._losses, self._last = torch.zeros(3), torch.zeros(())
+        self._memorisation = Memorisation()
+
+    def note(self, context: StepContext) -> None:
+        """Take in how often the data have been seen."""
+        self._memorisation.note(context.passes)
 
     def at(self, context: StepContext) -> Length:
         """Return the length in sizes of the weights; the number 0 for plain steps."""
@@ -79,6 +92,8 @@ class Auto(Radius):
             # A gate that was closed so far has kept the length of the run from being known: no fewer than were counted.
             self._patience = max(self._steps + 1, min(PATIENCE, context.steps // 3))
         if self._idle or self._steps < self._patience or context.step < context.warmup_steps:
+            return 0.0
+        if self._memorisation.begins:
             return 0.0
         return self._length()
 
@@ -89,8 +104,9 @@ class Auto(Radius):
         return length if self.scale_free else length.to(grads[0].device) * size_along(params, grads)
 
     def _length(self) -> Tensor:
-        """Return strength * a(r)."""
-        return self.strength * ((BEGIN - self._left()) / (BEGIN - WHOLE)).clamp(0, 1)
+        """Return strength * a(r) * b(s)."""
+        fallen = ((BEGIN - self._left()) / (BEGIN - WHOLE)).clamp(0, 1)
+        return self.strength * fallen * (self._memorisation.share().to(fallen.device) / ENOUGH).clamp(max=1)
 
     def observe(self, loss: Tensor, rise: Tensor | None) -> None:
         """Take in the loss of a step; one that is not finite is passed over."""
@@ -98,6 +114,7 @@ class Auto(Radius):
         loss = loss.detach().float()
         self._losses, self._last = self._losses.to(loss.device), self._last.to(loss.device)
         good = torch.isfinite(loss)
+        self._memorisation.observe(loss, self._losses[1 if self._steps < self._patience else 0])
         step = self._first if self._steps < self._patience else self._later
         self._losses = torch.where(good, step(loss), self._losses)
         self._last = torch.where(good, loss, self._last)
@@ -105,7 +122,7 @@ class Auto(Radius):
         if self._steps == self._patience:
             self._losses = self._known()
         if self._steps > self._patience and (self._steps - self._patience) % CHECK == 0:
-            self._idle = not REST <= float(self._left()) < BEGIN
+            self._idle = float(self._left()) < REST or float(self._length()) == 0
             if self._steps == self._patience + CHECK and not self._losses[0] > 0:
                 logger.warning(NO_SHARE, self._patience, self._losses[0].item(), self.number)
 
@@ -134,7 +151,8 @@ class Auto(Radius):
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps, how many of them were the first ones, whether it rests, and the losses."""
         counts = {"steps": self._steps, "patience": self._patience, "idle": self._idle}
-        return {**counts, "losses": self._losses, "last": self._last}
+        seen = {f"memorisation_{name}": value for name, value in self._memorisation.state_dict().items()}
+        return {**counts, "losses": self._losses, "last": self._last, **seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
@@ -145,6 +163,8 @@ class Auto(Radius):
             raise ValueError(f"the state of rho='auto' has no 'idle' that is true or false, but {state.get('idle')!r}")
         self._losses = checked_tensor(state, "losses", (3,))
         self._last = checked_tensor(state, "last", ()) if "last" in state else self._losses[1].clone()
+        own = "memorisation_"
+        self._memorisation.load_state_dict({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
         self._steps, self._patience, self._idle = int(state["steps"]), int(state["patience"]), state["idle"]
 
 
@@ -185,15 +205,3 @@ def _square_through(w: Tensor, v: Tensor, eta: float) -> Tensor | float:
     tv = scales_of([w], eta, dtype=accumulation_dtype([w, v]))
     tv[0].mul_(v)
     return dot(tv, tv)
-
-
-def checked_tensor(state: dict[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
-    """Return a float32 tensor of a state from a file.
-
-    Raises:
-        ValueError: if it is missing or of another kind.
-    """
-    value = state.get(name)
-    if not isinstance(value, Tensor) or value.shape != shape or value.dtype != torch.float32:
-        raise ValueError(f"the state of the radius has no float32 tensor {name!r} of shape {shape}")
-    return value

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_sam._checks import check_number, known_options
-from hf_sam.radius.auto import checked_tensor
-from hf_sam.radius.schedules import Constant, Cosine, LearningRate, Linear, Radius, Warmup
+from hf_sam.radius.schedules import Constant, Cosine, LearningRate, Linear, Radius, Warmup, checked_tensor
 from hf_sam.step_context import StepContext
 from hf_sam.variants.base import Length
 from hf_sam.vectors.vectors import global_norm

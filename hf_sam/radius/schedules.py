@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from hf_sam._checks import check_number
@@ -37,6 +38,10 @@ class Radius(ABC):
     steers_by_rise: ClassVar[bool] = False
     needs_peak_lr: ClassVar[bool] = False
     for_one_pass: ClassVar[bool] = True
+
+    def note(self, context: StepContext) -> None:
+        """Take in where the run is, before every step, also before those that a gate leaves plain."""
+        del context
 
     @abstractmethod
     def at(self, context: StepContext) -> Length:
@@ -174,3 +179,15 @@ def _progress(context: StepContext) -> float:
     if not context.steps:
         raise ValueError("`rho_schedule` needs to know how long the run is: set max_steps, or use 'constant'.")
     return context.progress
+
+
+def checked_tensor(state: dict[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return a float32 tensor of a state from a file.
+
+    Raises:
+        ValueError: if it is missing or of another kind.
+    """
+    value = state.get(name)
+    if not isinstance(value, Tensor) or value.shape != shape or value.dtype != torch.float32:
+        raise ValueError(f"the state of the radius has no float32 tensor {name!r} of shape {shape}")
+    return value

@@ -100,6 +100,7 @@ class StepPlanner:
 
     def plan(self, context: StepContext) -> StepPlan:
         """Decide what the step at `context` does."""
+        self.radius.note(context)
         if not self.gate.in_time(context):
             return StepPlan("plain", 0.0, context)
         rho = self.radius.at(context)

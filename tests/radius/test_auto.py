@@ -172,13 +172,6 @@ def test_a_first_loss_without_a_share_to_fall_by_is_never_perturbed_and_that_is_
     assert "Give a number, such as rho=0.5," in message
 
 
-def test_a_state_without_the_last_loss_is_taken() -> None:
-    """Of a version that did not keep it."""
-    radius = Auto()
-    radius.load_state_dict(GOOD)
-    assert radius.state_dict()["last"] == GOOD["losses"][1]
-
-
 def test_it_begins_and_is_whole_where_it_says() -> None:
     losses = [2.0] * PATIENCE + [1.94, 1.93, 1.67, 1.4, 0.5, 3.0, -1.0, 1.0]
     found = feed(Auto(3.0, smoothing=0.0), losses)[PATIENCE:]
@@ -235,7 +228,13 @@ def test_a_gate_that_opens_late_leaves_the_first_losses_the_first(steps: int, st
     assert_follows(found, [None] * opens + expected[opens:])
 
 
-GOOD: dict[str, Any] = {"steps": 30, "patience": 20, "idle": False, "losses": torch.tensor([2.0, 1.0, 0.1])}
+GOOD: dict[str, Any] = {
+    **Auto().state_dict(),
+    "steps": 30,
+    "patience": 20,
+    "idle": False,
+    "losses": torch.tensor([2.0, 1.0, 0.1]),
+}
 
 
 @looped

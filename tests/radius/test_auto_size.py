@@ -101,7 +101,8 @@ def test_a_direction_that_leads_nowhere_has_no_size(bad: float) -> None:
 def half_way(radius: Auto) -> Auto:
     """Bring it to half of the first loss, where it has its whole strength."""
     losses = torch.tensor([2.8, 1.4, 0.0])
-    radius.load_state_dict({"steps": PATIENCE, "patience": PATIENCE, "idle": False, "losses": losses})
+    known = {"steps": PATIENCE, "patience": PATIENCE, "idle": False, "losses": losses}
+    radius.load_state_dict({**radius.state_dict(), **known})
     return radius
 
 

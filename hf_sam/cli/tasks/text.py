@@ -46,10 +46,9 @@ def build(args: ScriptArguments, training: Any) -> Task:
     if "train" in texts:
         set_labels(config, found.target.names, found.target.kind)
     tokenizer = load_tokenizer(args, config)
-    sets, labels = {}, found.labels
+    sets, labels, common = {}, found.labels, (tokenizer, config, args.max_length)
     for split, values in texts.items():
-        given = values, labels.get(split), tokenizer, config, args.max_length
-        sets[split], facts.lengths[split] = tokenize(*given, what=f"{split} texts")
+        sets[split], facts.lengths[split] = tokenize(values, labels.get(split), *common, what=f"{split} texts")
     model = load_model(args, AutoModelForSequenceClassification, config, new_head=found.new_head)
     return Task(
         name="text",
