@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import clear_device_cache
+from accelerate.utils import release_memory
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -171,7 +171,7 @@ def train_plain(args: ScriptArguments, training: Any, run: Run) -> dict[str, Any
     if training.should_save:
         _write(folder / _STATE, {"arguments": arguments, "results": results})
     gc.collect()  # the model is in a circle of references
-    clear_device_cache()
+    release_memory()
     return results
 
 
