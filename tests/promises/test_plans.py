@@ -77,7 +77,7 @@ def counted(folder: Path, family: str = "bert", **settings: Any) -> Counting:
 )
 def test_a_gated_off_step_is_one_pass(gate: dict[str, Any], open_steps: set[int], tmp_path: Path) -> None:
     settings = {"max_steps": 6, "warmup_steps": 2, "gradient_accumulation_steps": 2}
-    trainer = counted(tmp_path, wrap_data=lambda data: data[:24], **settings, **gate)
+    trainer = counted(tmp_path, wrap_data=lambda data: data[:24], rho=0.05, **settings, **gate)
     for step in range(6):
         kinds = [kind for at, kind, _, _ in trainer.passes if at == step]
         assert kinds == ["ascent", "ascent"] + ["descent", "descent"] * (step in open_steps)

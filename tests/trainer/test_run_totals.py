@@ -81,7 +81,7 @@ def test_the_plain_trainer_logs_nothing_of_it(tmp_path: Path) -> None:
 def test_a_resumed_run_says_what_the_whole_one_does(stopped_at: int, tmp_path: Path) -> None:
     """Between two logs and at one; the steps before the stop perturb, and those after it do not."""
     settings = {"max_steps": 6, "logging_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    sam = SAMConfig(sam_stop=0.5)
+    sam = SAMConfig(rho=0.05, sam_stop=0.5)
     whole = trainer_for("bert", tmp_path, sam=sam, **settings).train().metrics
     resumed = trainer_for("bert", tmp_path, sam=sam, **settings)
     found = resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{stopped_at}")).metrics
