@@ -28,6 +28,8 @@ WHOLE = 0.7
 """Share of the first loss at which the perturbation has its whole length."""
 ENOUGH = 0.25
 """Share of the fall of the loss that has to be memorisation for the whole length."""
+SURE = (0.3, 0.1)
+"""Shares of the first loss that are left where a perturbation begins, and has its whole length, without memorisation."""
 REST = 0.01
 """Share of the first loss below which there is nothing left to gain, and steps are plain ones."""
 CHECK = 10
@@ -40,11 +42,11 @@ NO_SHARE = (
 
 
 class Auto(Radius):
-    """`rho="auto"`: rho = strength * a(r) * b(s) * ||T v|| / ||v||, which is 0 until the model memorises.
+    """`rho="auto"`: rho = strength * a * b * ||T v|| / ||v||, which is 0 until the model memorises.
 
     v is the direction of the variant (the clean gradient, or the momentum), T that of ASAM (see `hf_sam.variants.asam`)
     and ||T v|| / ||v|| the size of the weights along it. A variant whose rho is in sizes of the weights, as ASAM's is,
-    takes strength * a(r) * b(s) itself. To first order the loss of SAM then rises as ASAM's does at that rho.
+    takes strength * a * b itself. To first order the loss of SAM then rises as ASAM's does at that rho.
 
     r = L / L_0 in [0, 1] says how far training has got: L is the running mean of the loss, L_0 its mean over the first
     steps, which are plain steps. r is taken one standard error of its noise too high, as a share of itself, so that
@@ -55,9 +57,10 @@ class Auto(Radius):
     the plain Trainer leaves it, and a perturbation that keeps the model from learning makes the loss rise, and so
     shrinks itself. Where 0.01 of the first loss is left there is nothing to gain.
 
-    b(s) = s / 0.25, at most 1, where s is the share of the fall of the loss that is memorisation (see `Memorisation`).
-    A model that still learns what holds for all examples is left alone, however often it has seen the data. In the
-    first pass and a half over them s is 0. Where the passes are not counted b is 1.
+    b = s / 0.25 or (0.3 - r) / 0.2, the larger, between 0 and 1, where s is the share of the fall of the loss that is
+    memorisation (see `Memorisation`). A model that still learns what holds for all examples is left alone, however
+    often it has seen the data. In the first pass and a half over them s is 0. Where the passes are not counted b is 1.
+    Where little of the loss is left, a model grows surer than it is right, memorising or not.
 
     All steps without a perturbation are plain ones, at a plain step's cost, and so are those of the learning rate's
     warm-up.
@@ -104,9 +107,11 @@ class Auto(Radius):
         return length if self.scale_free else length.to(grads[0].device) * size_along(params, grads)
 
     def _length(self) -> Tensor:
-        """Return strength * a(r) * b(s)."""
-        fallen = ((BEGIN - self._left()) / (BEGIN - WHOLE)).clamp(0, 1)
-        return self.strength * fallen * (self._memorisation.share().to(fallen.device) / ENOUGH).clamp(max=1)
+        """Return strength * a * b."""
+        left = self._left()
+        fallen = ((BEGIN - left) / (BEGIN - WHOLE)).clamp(0, 1)
+        memorised, sure = self._memorisation.share().to(left.device) / ENOUGH, (SURE[0] - left) / (SURE[0] - SURE[1])
+        return self.strength * fallen * torch.maximum(memorised, sure).clamp(0, 1)
 
     def observe(self, loss: Tensor, rise: Tensor | None) -> None:
         """Take in the loss of a step; one that is not finite is passed over."""

@@ -134,7 +134,8 @@ def length_of(shape: Callable[[float], float], passes: int) -> float:
 
 
 def test_auto_leaves_a_model_alone_that_still_learns_and_perturbs_one_that_memorises() -> None:
-    assert length_of(smooth, 6) == 0
+    assert length_of(smooth, 2) == 0, "0.37 of the first loss is left"
+    assert length_of(smooth, 4) > 0.2, "0.14 are left: surer than right"
     assert length_of(stairs, 6) == pytest.approx(1.0)
     assert length_of(stairs, 1) == 0
     assert 6 * STEPS > PATIENCE

@@ -41,7 +41,7 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
         results = finetune(args, training)
         memory = peak_bytes()
         state = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
-    metric = f"eval_{TASKS[args.task].defaults['metric_for_best_model']}"
+    metric = f"eval_{training.metric_for_best_model or TASKS[args.task].defaults['metric_for_best_model']}"
     evaluations = [entry for entry in state["log_history"] if "eval_runtime" in entry]
     kept = {name: value for name, value in results.items() if name.startswith(("eval_", "train_", "suspects"))}
     curves = curves_of(state["log_history"], metric)
