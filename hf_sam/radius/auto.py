@@ -29,7 +29,7 @@ WHOLE = 0.7
 ENOUGH = 0.25
 """Share of the fall of the loss that has to be memorisation for the whole length."""
 SURE = (0.3, 0.1)
-"""Shares of the first loss left where, without memorisation, a perturbation begins and where it has its whole length."""
+"""Shares of the first loss left where a perturbation begins without memorisation, and where it is whole."""
 REST = 0.01
 """Share of the first loss below which there is nothing left to gain, and steps are plain ones."""
 CHECK = 10
