@@ -92,8 +92,6 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "side by side": preset_tables.side_by_side,
     "presets": preset_tables.presets,
     "radii": radii,
-    **of_grid("radius"),
-    "radius losses": lambda results: method_tables.losses(results, "radius"),
     "find_rho": preset_tables.find_rho,
     "variants": bench_tables.variants,
     **of_variants(),
