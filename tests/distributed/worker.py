@@ -28,6 +28,8 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from hf_sam import SAMConfig, SAMTrainer
+from hf_sam.radius import auto
+from hf_sam.radius.memorisation import Memorisation
 from hf_sam.trainer import ascent_pass
 from tests.distributed import fsdp_on_cpu
 from tests.distributed.models import make_model
@@ -204,6 +206,8 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
 def main(jobs: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     fsdp_on_cpu.enable()
+    Memorisation.note = lambda self, passes: None  # rho="auto" waits for memorisation, and runs here are a few steps
+    auto.BEGIN = 2.0
     rank = int(os.environ.get("RANK", "0"))
     for entry in json.loads(jobs.read_text()):
         job = Job(**entry)

@@ -65,6 +65,8 @@ def test_a_short_run_reports_everything_and_loads_in_a_process_without_hf_sam(ru
         2,
         "--warmup_steps",
         0,
+        "--rho",
+        0.05,
         "--logging_steps",
         20,
         "--do_predict",

@@ -63,7 +63,7 @@ def test_a_short_run_shows_its_numbers_once_with_the_default_settings(tmp_path: 
 @pytest.mark.parametrize(("variant", "passes"), [("momentum", 1.0), ("looksam", 1.25)])
 def test_the_cost_is_that_of_the_variant(variant: str, passes: float, tmp_path: Path) -> None:
     options = {"k": 4} if variant == "looksam" else None
-    sam = SAMConfig(sam_variant=variant, sam_variant_kwargs=options)
+    sam = SAMConfig(rho=0.05, sam_variant=variant, sam_variant_kwargs=options)
     trainer = trainer_for("bert", tmp_path, sam=sam, max_steps=4, logging_steps=500)
     metrics = trainer.train().metrics
     assert metrics["sam/run_passes"] == passes
