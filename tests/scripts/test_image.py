@@ -134,7 +134,7 @@ def test_images_decoded_once_and_on_access_are_the_same(
 ) -> None:
     once = built(*argv, "--train_dir", folders / "train").train
     monkeypatch.setattr("hf_sam.cli.common.images._IN_MEMORY", 0)
-    lazy = Images(once.data, once.where, once.column, once.labels, once.processor)
+    lazy = Images(once.rows, once.where, once.column, once.labels, once.processor)
     assert once.pixels is not None
     assert lazy.pixels is None
     assert all(torch.equal(once[row]["pixel_values"], lazy[row]["pixel_values"]) for row in range(len(once)))
