@@ -25,6 +25,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("runs")
     for seed in (1, 2):
         finetune.main([
+            "--rho", "0.05",
             "--use_cpu", "--max_steps", "2", "--output_dir", str(folder / f"run-{seed}"), "--seed", str(seed),
             "--disable_tqdm", "True", "--save_strategy", "no", "--eval_strategy", "no",
         ])  # fmt: skip
