@@ -148,7 +148,7 @@ def test_the_report_says_what_was_measured_on_what_and_is_small(which: str, requ
     assert re.search(r"measured on \d\d \w+ \d{4}", first)
     images = re.findall(r'<img alt="([^"]+)" src="data:image/svg', text)
     assert len(images) == len(list(path.parent.glob("*.png")))
-    assert "measure.py " in text  # the command
+    assert "hf-sam measure " in text  # the command
     assert not re.search(r">(gradient_norm|sam_sharpness|ece_adaptive|roc_auc)<", text)  # plain names
 
 

@@ -57,7 +57,7 @@ def argv(bert: Path, tmp_path: Path, write_csv: Any) -> list[Any]:
 def test_a_push_arrives_and_loads_from_there(argv: list[Any], tmp_path: Path) -> None:
     out = tmp_path / "out"
     with serving() as hub:
-        more = ["--hub_model_id", "tickets", "--compare"]
+        more = ["--hub_model_id", "tickets", "--compare", "--rho", "0.05"]
         pushed = python(*argv, *more, cwd=tmp_path, variables=environment(hub, tmp_path / "writer"))
         assert pushed.returncode == 0, pushed.stderr
         loaded = python("-c", LOAD, "me/tickets", cwd=tmp_path, variables=environment(hub, tmp_path / "reader"))

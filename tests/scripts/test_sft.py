@@ -70,7 +70,7 @@ def test_instructions_are_learnt_with_adapters_above_a_size(
     run: Run, argv: list[Any], instructions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sft, "LORA_ABOVE", 1000)
-    assert run(*argv, "--train_file", instructions, "--num_train_epochs", 3)[0] == 0
+    assert run(*argv, "--train_file", instructions, "--num_train_epochs", 3, "--rho", 0.05)[0] == 0
     found = results(tmp_path / "out")
     assert found["eval_perplexity"] == pytest.approx(math.exp(found["eval_loss"]))
     assert (found["train_samples"], found["eval_samples"], found["sam/run_perturbed"]) == (17, 3, 1)

@@ -48,6 +48,7 @@ class PerplexityMixin(Trainer):
     def _send_telemetry(self) -> None:
         """Send nothing."""
 
+    @functools.wraps(Trainer.create_model_card)  # whose arguments it takes
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card that the other tasks have, with the settings and the results, instead of TRL's."""
         Trainer.create_model_card(self, *args, **kwargs)
