@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, *, names: Names = COMMAND) -> int:
     def run() -> None:
         options, script_args, training = _parsed(given, names)
         found = _measured(options, script_args, training)
-        found["command"] = shlex.join([names.of("measure"), *given])
+        found["command"] = f"{names.of('measure')} {shlex.join(given)}"
         _write(options, found)
         _show(options, found)
 

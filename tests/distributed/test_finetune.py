@@ -68,7 +68,7 @@ def test_both_processes_are_one_run(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["trained", "resumed", "replaced", "evaluated", "text"])
 def test_only_the_first_process_prints(name: str, folder: Path) -> None:
     first, second = found(folder, name)
-    assert first["out"].count("Load it, without hf_sam") == 1
+    assert first["out"].count("Load it, without hf_sam") == (name != "evaluated")  # which trains no model
     # DeepSpeed, where it is installed, warns on every process when it is imported.
     assert [line for line in second["out"].splitlines() if "[WARNING]" not in line] == []
 
