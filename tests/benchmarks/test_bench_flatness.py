@@ -16,12 +16,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.data]
 
 
 def test_it_prints_and_writes_what_each_library_finds(
-    bert: Path, real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = real_data / "glue" / "sst2" / "train.parquet"
     output = tmp_path / "flatness.json"
     sizes = ["--examples", "8", "--batch", "4", "--rounds", "1"]
-    bench_flatness.main(["--data", str(file), "--model", str(bert), *sizes, "--output", str(output)])
+    bench_flatness.main(["--data", str(file), *sizes, "--output", str(output)])
     found = json.loads(output.read_text(encoding="utf-8"))
     present = [name for name, each in bench_flatness.LIBRARIES.items() if importlib.util.find_spec(each.module)]
     assert list(found["results"]) == present
