@@ -84,6 +84,7 @@ class Auto(Radius):
         # of squares of the differences from each to the next.
         self._losses, self._last = torch.zeros(3), torch.zeros(())
         self._memorisation = Memorisation()
+        self._planned: Tensor | None = None  # the length that `at` returned for the step that is under way
 
     def note(self, context: StepContext) -> None:
         """Take in how often the data have been seen."""
@@ -98,12 +99,13 @@ class Auto(Radius):
             return 0.0
         if self._memorisation.begins:
             return 0.0
-        return self._length()
+        self._planned = self._length()
+        return self._planned
 
     def from_gradient(self, params: list[Tensor], grads: list[Tensor], loss_scale: Length) -> Tensor:
         """Return rho; only the direction of `grads` counts."""
         del loss_scale
-        length = self._length()
+        length = self._length() if self._planned is None else self._planned
         return length if self.scale_free else length.to(grads[0].device) * size_along(params, grads)
 
     def _length(self) -> Tensor:
@@ -123,13 +125,15 @@ class Auto(Radius):
         step = self._first if self._steps < self._patience else self._later
         self._losses = torch.where(good, step(loss), self._losses)
         self._last = torch.where(good, loss, self._last)
-        self._steps += 1
+        self._steps, self._planned = self._steps + 1, None
         if self._steps == self._patience:
             self._losses = self._known()
         if self._steps > self._patience and (self._steps - self._patience) % CHECK == 0:
-            self._idle = float(self._left()) < REST or float(self._length()) == 0
-            if self._steps == self._patience + CHECK and not self._losses[0] > 0:
-                logger.warning(NO_SHARE, self._patience, self._losses[0].item(), self.number)
+            # One wait for the device for all three.
+            first, left, length = torch.stack([self._losses[0], self._left(), self._length()]).tolist()
+            self._idle = left < REST or length == 0
+            if self._steps == self._patience + CHECK and not first > 0:
+                logger.warning(NO_SHARE, self._patience, first, self.number)
 
     def _first(self, loss: Tensor) -> Tensor:
         """Return the number, the mean and the squared differences of the losses with one more."""
@@ -195,18 +199,13 @@ def size_along(
     scaled: list[Tensor | float] = []
     plain: list[Tensor | float] = []
     for owners, w, v in chunks(params, contiguous_as(params, vectors)):
-        seen = [
-            _square_through(w_i, v_i, eta) if scales(p) else dot([v_i], [v_i])
-            for p, w_i, v_i in zip(owners, w, v, strict=True)
-        ]
-        scaled.append(sum(seen))
+        through = [i for i, p in enumerate(owners) if scales(p)]
+        # In at least float32: 16 bits round T, and may overflow.
+        tv = scales_of([w[i] for i in through], eta, dtype=accumulation_dtype([*w, *v]))
+        if tv:
+            torch._foreach_mul_(tv, [v[i] for i in through])
+        rest = [v[i] for i in range(len(v)) if i not in set(through)]
+        scaled.append(sum(dot(part, part) for part in (tv, rest) if part))
         plain.append(dot(v, v))
     with_t, without = sums([scaled, plain], params)
     return (with_t / without).sqrt()
-
-
-def _square_through(w: Tensor, v: Tensor, eta: float) -> Tensor | float:
-    """Return ||T v||^2 of one tensor. One at a time, in at least float32: 16 bits round T, and may overflow."""
-    tv = scales_of([w], eta, dtype=accumulation_dtype([w, v]))
-    tv[0].mul_(v)
-    return dot(tv, tv)

@@ -55,10 +55,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 CASES: dict[str, SAMConfig | None] = {
     "plain": None,
-    "sam": SAMConfig(),
-    "asam": SAMConfig(sam_variant="asam"),
+    "sam": SAMConfig(rho=0.05),
+    "asam": SAMConfig(rho=0.5, sam_variant="asam"),
     "free": SAMConfig.preset("free"),
-    "ascent_fraction 0.25": SAMConfig(ascent_fraction=0.25),
+    "ascent_fraction 0.25": SAMConfig(rho=0.05, ascent_fraction=0.25),
 }
 
 

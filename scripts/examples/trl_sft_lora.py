@@ -48,7 +48,7 @@ trainer = SAMSFTTrainer(  # SAM: SFTTrainer(
     train_dataset=data,
     processing_class=tokenizer,
     peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
-    sam_config=SAMConfig.preset("lora"),  # SAM: nBAR, at the cost of a plain step; SAMConfig(rho=0.05) is SAM itself
+    sam_config=SAMConfig.preset("lora"),  # SAM: on the adapters, once the model memorises
 )
 trainer.train()
 losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_sam import ASAM, GSAM, SAM, FriendlySAM, LookSAM, Momentum, Variant
+from hf_sam.radius.auto import PATIENCE, Auto
 from hf_sam.step.gradient_mixing import GradientMixing
 from hf_sam.step.one_pass import one_pass_step
 from hf_sam.step.two_pass import two_pass_step
@@ -101,4 +102,37 @@ def test_so_does_a_step_of_one_pass(adaptive: bool, params: list[Tensor]) -> Non
     with Launches() as launches:
         context = StepContext(optimizer=optimizer)
         one_pass_step(lambda: None, params, Momentum(adaptive=adaptive), rho=0.1, context=context, measured=False)
+    assert launches.counts.total() <= MOST, launches.counts
+
+
+def perturbing(radius: Auto) -> Auto:
+    """Bring it, on the device, to half of the first loss, in a run whose passes are not counted."""
+    known = {"steps": PATIENCE, "patience": PATIENCE, "idle": False, "losses": torch.tensor([2.0, 1.0, 0.0])}
+    radius.load_state_dict({**radius.state_dict(), **known})
+    radius.observe(torch.ones((), device="meta"), None)
+    return radius
+
+
+@pytest.mark.parametrize("variant", [SAM(), ASAM(), Momentum()], ids=lambda v: type(v).__name__)
+def test_so_does_a_step_with_the_radius_that_users_get_by_default(variant: Variant, params: list[Tensor]) -> None:
+    """Its size of the weights along the gradient, what it makes of the losses, and the step itself."""
+    optimizer, grads = torch.optim.AdamW(params), [torch.empty_like(p) for p in params]
+    for p in params:
+        optimizer.state[p] = {"exp_avg": torch.empty_like(p)}
+
+    def evaluate() -> None:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+
+    radius = perturbing(Auto(variant.auto_strength, scale_free=variant.scale_free))
+    context = StepContext(step=100, steps=1000, optimizer=optimizer)
+    with Launches() as launches:
+        radius.note(context)
+        assert isinstance(radius.at(context), Tensor)
+        rho = lambda moved, seen: radius.from_gradient(moved, seen, 1.0)  # noqa: E731
+        if isinstance(variant, Momentum):
+            one_pass_step(evaluate, params, variant, rho=rho, context=context, measured=False)
+        else:
+            two_pass_step(evaluate, params, variant, rho=rho, measured=False)
+        radius.observe(torch.ones((), device="meta"), None)
     assert launches.counts.total() <= MOST, launches.counts

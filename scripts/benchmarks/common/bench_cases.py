@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_sam import SAMConfig
+from hf_sam import VARIANTS, SAMConfig
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,15 @@ class Case:
 
     @property
     def config(self) -> SAMConfig | None:
-        """The configuration; None for the plain Trainer."""
-        return None if self.settings is None else SAMConfig(**self.settings)
+        """The configuration; None for the plain Trainer.
+
+        A number stands for the radius where `rho="auto"` is the default: a benchmark is over before a model memorises,
+        and would time plain steps.
+        """
+        if self.settings is None:
+            return None
+        variant = VARIANTS[self.settings.get("sam_variant", "sam")]
+        return SAMConfig(**({"rho": variant.default_rho} if variant.auto_by_default else {}) | self.settings)
 
 
 CASES: dict[str, Case] = {
