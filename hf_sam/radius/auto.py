@@ -16,7 +16,7 @@ from hf_sam.radius.schedules import Radius, checked_tensor
 from hf_sam.step_context import StepContext
 from hf_sam.variants.asam import ETA, is_scaled, scales_of
 from hf_sam.variants.base import Length
-from hf_sam.vectors.vectors import accumulation_dtype, chunks, contiguous_as, dot, sums
+from hf_sam.vectors.vectors import accumulation_dtype, chunks, contiguous_as, dot, is_finite, sums
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +81,10 @@ class Auto(Radius):
         self.strength, self.scale_free, self.smoothing, self.number = strength, scale_free, smoothing, number
         self._steps, self._patience, self._idle = 0, PATIENCE, False
         # L_0, L and the noise of L; while L_0 is being measured, of the finite losses the number, the mean and the sum
-        # of squares of the differences from each to the next.
+        # of squares of the differences from each to the next. And the last of them.
         self._losses, self._last = torch.zeros(3), torch.zeros(())
-        self._memorisation = Memorisation()
+        self._lines = torch.zeros(2, 2)  # slopes and intercepts of a and of the second part of b, as lines in L
+        self._memorisation = Memorisation(ENOUGH)
         self._planned: Tensor | None = None  # the length that `at` returned for the step that is under way
 
     def note(self, context: StepContext) -> None:
@@ -95,9 +96,8 @@ class Auto(Radius):
         if context.steps and self._steps < self._patience:
             # A gate that was closed so far has kept the length of the run from being known: no fewer than were counted.
             self._patience = max(self._steps + 1, min(PATIENCE, context.steps // 3))
-        if self._idle or self._steps < self._patience or context.step < context.warmup_steps:
-            return 0.0
-        if self._memorisation.begins:
+        measuring = self._steps < self._patience or self._memorisation.begins
+        if self._idle or measuring or context.step < context.warmup_steps:
             return 0.0
         self._planned = self._length()
         return self._planned
@@ -110,35 +110,43 @@ class Auto(Radius):
 
     def _length(self) -> Tensor:
         """Return strength * a * b."""
-        left = self._left()
-        fallen = ((BEGIN - left) / (BEGIN - WHOLE)).clamp(0, 1)
-        memorised, sure = self._memorisation.share().to(left.device) / ENOUGH, (SURE[0] - left) / (SURE[0] - SURE[1])
-        return self.strength * fallen * torch.maximum(memorised, sure).clamp(0, 1)
+        slopes, intercepts = self._lines
+        a, sure = torch.addcmul(intercepts, self._losses[1], slopes).clamp(0, 1).unbind()
+        memorised = self._memorisation.part()
+        return self.strength * (a if memorised is None else a * torch.maximum(sure, memorised.to(a.device)))
 
     def observe(self, loss: Tensor, rise: Tensor | None) -> None:
         """Take in the loss of a step; one that is not finite is passed over."""
         del rise
         loss = loss.detach().float()
-        self._losses, self._last = self._losses.to(loss.device), self._last.to(loss.device)
-        good = torch.isfinite(loss)
-        self._memorisation.observe(loss, self._losses[1 if self._steps < self._patience else 0])
-        step = self._first if self._steps < self._patience else self._later
-        self._losses = torch.where(good, step(loss), self._losses)
-        self._last = torch.where(good, loss, self._last)
+        self._losses, self._lines = self._losses.to(loss.device), self._lines.to(loss.device)
+        good, mean = is_finite(loss), self._losses[1]
+        kept = torch.where(good, loss, mean)
+        measuring = self._steps < self._patience
+        self._memorisation.observe(kept, mean if measuring else self._losses[0])
+        if measuring:
+            self._losses = torch.where(good, self._first(loss), self._losses)
+            self._last = torch.where(good, loss, self._last.to(loss.device))
+        else:
+            mean.lerp_(kept, 1 - self.smoothing)
         self._steps, self._planned = self._steps + 1, None
         if self._steps == self._patience:
             self._losses = self._known()
+            self._lines = self._lines_in_the_loss()
         if self._steps > self._patience and (self._steps - self._patience) % CHECK == 0:
-            # One wait for the device for all three.
-            first, left, length = torch.stack([self._losses[0], self._left(), self._length()]).tolist()
-            self._idle = left < REST or length == 0
-            if self._steps == self._patience + CHECK and not first > 0:
-                logger.warning(NO_SHARE, self._patience, first, self.number)
+            self._look()
+
+    def _look(self) -> None:
+        """See whether there is anything to gain; the only wait for the device, and one for all that it is asked."""
+        first, left, length = torch.stack([self._losses[0], self._left(), self._length()]).tolist()
+        self._idle = left < REST or length == 0
+        if self._steps == self._patience + CHECK and not first > 0:
+            logger.warning(NO_SHARE, self._patience, first, self.number)
 
     def _first(self, loss: Tensor) -> Tensor:
         """Return the number, the mean and the squared differences of the losses with one more."""
         number, mean, squares = self._losses.unbind()
-        step = torch.where(number > 0, (loss - self._last).square(), 0.0)
+        step = torch.where(number > 0, (loss - self._last.to(loss.device)).square(), 0.0)
         return torch.stack([number + 1, mean + (loss - mean) / (number + 1), squares + step])
 
     def _known(self) -> Tensor:
@@ -147,34 +155,46 @@ class Auto(Radius):
         of_means = 1 / number + (1 - self.smoothing) / (1 + self.smoothing)
         return torch.stack([mean, mean, (squares / (2 * (number - 1).clamp(min=1)) * of_means).sqrt()])
 
-    def _later(self, loss: Tensor) -> Tensor:
-        first, now, noise = self._losses.unbind()
-        return torch.stack([first, now * self.smoothing + loss * (1 - self.smoothing), noise])
+    def _lines_in_the_loss(self) -> Tensor:
+        """Return slopes and intercepts (2 x 2) of (0.97 - r) / 0.27 and (0.3 - r) / 0.2, as r is a multiple of L."""
+        begin, span = torch.tensor([[BEGIN, SURE[0]], [BEGIN - WHOLE, SURE[0] - SURE[1]]], device=self._losses.device)
+        can_fall = self._losses[0] > 0
+        slopes = torch.where(can_fall, -self._multiple() / span, 0.0)
+        return torch.stack([slopes, torch.where(can_fall, begin, begin - 1) / span])
+
+    def _multiple(self) -> Tensor:
+        """Return r / L."""
+        first, _, noise = self._losses.unbind()
+        return (1 + noise / first) / first
 
     def _left(self) -> Tensor:
         """Return r; 1, where nothing is to be perturbed, if the first losses are none that can fall."""
-        first, now, noise = self._losses.unbind()
-        left = (now / first * (1 + noise / first)).nan_to_num(nan=1.0).clamp(0, 1)
-        return torch.where(first > 0, left, 1.0)
+        return torch.where(self._losses[0] > 0, (self._losses[1] * self._multiple()).clamp(0, 1), 1.0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps, how many of them were the first ones, whether it rests, and the losses."""
         counts = {"steps": self._steps, "patience": self._patience, "idle": self._idle}
         seen = {f"memorisation_{name}": value for name, value in self._memorisation.state_dict().items()}
-        return {**counts, "losses": self._losses, "last": self._last, **seen}
+        return {**counts, "losses": self._losses.clone(), "last": self._last.clone(), **seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Take back what `state_dict` returned.
+
+        Raises:
+            ValueError: if `state` is something else.
+        """
         for name in ("steps", "patience"):
             if not is_count(value := state.get(name), least=0):
                 raise ValueError(f"the state of rho='auto' has no whole number {name!r} >= 0, but {value!r}")
         if not isinstance(state.get("idle"), bool):
             raise ValueError(f"the state of rho='auto' has no 'idle' that is true or false, but {state.get('idle')!r}")
-        self._losses = checked_tensor(state, "losses", (3,))
-        self._last = checked_tensor(state, "last", ()) if "last" in state else self._losses[1].clone()
+        losses, last = checked_tensor(state, "losses", (3,)), checked_tensor(state, "last", ())
         own = "memorisation_"
         self._memorisation.load_state_dict({n.removeprefix(own): v for n, v in state.items() if n.startswith(own)})
         self._steps, self._patience, self._idle = int(state["steps"]), int(state["patience"]), state["idle"]
+        self._losses, self._last = losses.clone(), last.clone()
+        if self._steps >= self._patience:
+            self._lines = self._lines_in_the_loss()
 
 
 @torch.no_grad()
@@ -196,16 +216,26 @@ def size_along(
     Returns:
         0-dim tensor; not a number where v is zero or not finite.
     """
-    scaled: list[Tensor | float] = []
-    plain: list[Tensor | float] = []
+    products: list[tuple[Tensor | float, Tensor | float]] = []
     for owners, w, v in chunks(params, contiguous_as(params, vectors)):
         through = [i for i, p in enumerate(owners) if scales(p)]
         # In at least float32: 16 bits round T, and may overflow.
-        tv = scales_of([w[i] for i in through], eta, dtype=accumulation_dtype([*w, *v]))
-        if tv:
-            torch._foreach_mul_(tv, [v[i] for i in through])
-        rest = [v[i] for i in range(len(v)) if i not in set(through)]
-        scaled.append(sum(dot(part, part) for part in (tv, rest) if part))
-        plain.append(dot(v, v))
-    with_t, without = sums([scaled, plain], params)
+        t = scales_of([w[i] for i in through], eta, dtype=accumulation_dtype([*w, *v]))
+        if t:
+            torch._foreach_mul_(t, [v[i] for i in through])
+        tv = list(v)
+        for i, scaled in zip(through, t, strict=True):
+            tv[i] = scaled
+        products.append(_squares(tv, v))
+    with_t, without = sums([list(column) for column in zip(*products, strict=True)], params)
     return (with_t / without).sqrt()
+
+
+def _squares(left: list[Tensor], right: list[Tensor]) -> tuple[Tensor | float, Tensor | float]:
+    """Return the inner products of two lists of equal length with themselves, on an accelerator in one go."""
+    if left[0].device.type == "cpu":
+        return dot(left, left), dot(right, right)
+    both = [*left, *right]
+    norms = torch.stack(list(torch._foreach_norm(both, 2, dtype=accumulation_dtype(both))))
+    of_left, of_right = norms.square().view(2, -1).sum(1).unbind()
+    return of_left, of_right

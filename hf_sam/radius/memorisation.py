@@ -25,14 +25,18 @@ class Memorisation:
     second half of pass e, the fall from B_e to A_(e+1), less that from A_e to B_e where there is one, is the jump J_e:
     both are half a pass apart. The share is sum_e J_e / (L_0 - A_e), held in [0, 1]; 0 in the first pass and a half.
 
-    Where a pass is a single step the two cannot be told apart, and the share is 1.
+    Where a pass is a single step the two cannot be told apart.
+
+    Args:
+        enough: the share that counts as the whole, in (0, 1].
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enough: float) -> None:
+        self.enough = enough
         self._pass, self._counts, self._second = 0, [0, 0], False
         self._single = False  # whether the last pass was one step
         # The sums of the losses of both halves of this pass, the means of those of the last one, the sum of the jumps,
-        # and the share.
+        # and the part of enough.
         self._sums, self._before, self._found = torch.zeros(2), torch.zeros(2), torch.zeros(2)
         self.known = False  # whether the passes are counted
 
@@ -51,7 +55,7 @@ class Memorisation:
         self._second = passes + JUST_BEFORE - whole >= 0.5
 
     def observe(self, loss: Tensor, first: Tensor) -> None:
-        """Take in the loss of that step and L_0, 0-dim; one that is not finite is passed over."""
+        """Take in the loss of that step and L_0, both finite and 0-dim."""
         self._sums, self._before, self._found = (
             kept.to(loss.device) for kept in (self._sums, self._before, self._found)
         )
@@ -59,8 +63,7 @@ class Memorisation:
         if begins_second and self._pass:
             self._jump(first)
         half = int(self._second)
-        good = torch.isfinite(loss)
-        self._sums[half] += torch.where(good, loss, self._sums[half] / max(1, self._counts[half]))
+        self._sums[half].add_(loss)
         self._counts[half] += 1
 
     def _jump(self, first: Tensor) -> None:
@@ -69,17 +72,17 @@ class Memorisation:
         began, ended = self._before.unbind()
         jumps = self._found[0] + (ended - now) - (began - ended).clamp(min=0)
         fall = first - now
-        share = torch.where(fall > 0, jumps / fall, 0.0).clamp(0, 1)
-        self._found = torch.stack([jumps, share])
+        part = torch.where(fall > 0, jumps / (fall * self.enough), 0.0).clamp(0, 1)
+        self._found = torch.stack([jumps, part])
 
     @property
     def begins(self) -> bool:
         """Whether the data have been seen too seldom to know anything: once and a half."""
         return self.known and not self._single and self._pass + (0.5 if self._second else 0.0) < 1.5
 
-    def share(self) -> Tensor:
-        """Return the share, 0-dim, in [0, 1]; 1 where it cannot be known."""
-        return self._found[1] if self.known and not self._single else torch.ones_like(self._found[1])
+    def part(self) -> Tensor | None:
+        """Return share / enough, 0-dim, in [0, 1]; None where it cannot be known."""
+        return self._found[1] if self.known and not self._single else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pass, what its halves hold, and what the former ones came to."""

@@ -62,7 +62,7 @@ def test_a_short_run_reports_everything_and_loads_in_a_process_without_hf_sam(ru
         "--output_dir",
         folder,
         "--num_train_epochs",
-        2,
+        3,
         "--warmup_steps",
         0,
         "--rho",
@@ -74,7 +74,7 @@ def test_a_short_run_reports_everything_and_loads_in_a_process_without_hf_sam(ru
     ]
     assert run(*argv, "--disable_tqdm", "True", "--lr_scheduler_type", "constant")[0] == 0
     results = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    assert results["eval_accuracy"] == results["test_accuracy"] > 0.15  # 0.1 by chance
+    assert results["eval_accuracy"] == results["test_accuracy"] > 0.2
     assert results["sharpness"] > 0
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "reload.py"), str(folder)],

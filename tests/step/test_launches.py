@@ -106,8 +106,9 @@ def test_so_does_a_step_of_one_pass(adaptive: bool, params: list[Tensor]) -> Non
 
 
 def perturbing(radius: Auto) -> Auto:
-    """Bring it, on the device, to half of the first loss, in a run whose passes are not counted."""
-    known = {"steps": PATIENCE, "patience": PATIENCE, "idle": False, "losses": torch.tensor([2.0, 1.0, 0.0])}
+    """Bring it, on the device, to half of the first loss, in the third pass over the data."""
+    known: dict[str, Any] = {"steps": PATIENCE, "patience": PATIENCE, "idle": False}
+    known |= {"losses": torch.tensor([2.0, 1.0, 0.0]), "memorisation_pass": 2, "memorisation_second_half": 5}
     radius.load_state_dict({**radius.state_dict(), **known})
     radius.observe(torch.ones((), device="meta"), None)
     return radius
@@ -125,7 +126,8 @@ def test_so_does_a_step_with_the_radius_that_users_get_by_default(variant: Varia
             p.grad = grad
 
     radius = perturbing(Auto(variant.auto_strength, scale_free=variant.scale_free))
-    context = StepContext(step=100, steps=1000, optimizer=optimizer)
+    context = StepContext(step=100, steps=1000, passes=2.8, optimizer=optimizer)
+    loss = torch.ones((), device="meta")
     with Launches() as launches:
         radius.note(context)
         assert isinstance(radius.at(context), Tensor)
@@ -134,5 +136,5 @@ def test_so_does_a_step_with_the_radius_that_users_get_by_default(variant: Varia
             one_pass_step(evaluate, params, variant, rho=rho, context=context, measured=False)
         else:
             two_pass_step(evaluate, params, variant, rho=rho, measured=False)
-        radius.observe(torch.ones((), device="meta"), None)
+        radius.observe(loss, None)
     assert launches.counts.total() <= MOST, launches.counts

@@ -73,7 +73,6 @@ def _sized(hidden: int, layers: int) -> dict[str, int]:
 SETTINGS: dict[str, Setting] = {
     "23M": Setting("23M (MiniLM), 16 x 64 tokens", "minilm", cases=None),
     "23M_in_8": Setting("23M, 4 x 32 tokens, 8 micro-batches", "minilm", batch=4, length=32, accumulation=8),
-    "23M_short": Setting("23M, 4 x 16 tokens", "minilm", batch=4, length=16),  # where a copy weighs most
     "110M": Setting("110M (BERT-base), 16 x 64 tokens", "bert", rounds=9),
     "vit": Setting(
         "3M ViT, 32 images of 32 x 32", "vit", {**_sized(192, 6), "image_size": 32, "patch_size": 4}, batch=32
