@@ -54,13 +54,13 @@ def test_every_key_is_in_every_training_log_and_in_no_other(scope: str, tmp_path
 QUICK = ("late", "momentum")
 ONE_PASS = {"sam/rho", "sam/perturbed", "sam/epsilon_norm", "sam/skipped"}
 EVERY_RUN = {
-    "late": ("bert", {"sam_start": 0.5}, KEYS),
-    "seldom": ("bert", {"sam_every": 3}, KEYS),
+    "late": ("bert", {"rho": 0.05, "sam_start": 0.5}, KEYS),
+    "seldom": ("bert", {"rho": 0.05, "sam_every": 3}, KEYS),
     "looksam": ("bert", {"sam_variant": "looksam", "sam_variant_kwargs": {"k": 2}}, KEYS),
-    "a gate": ("bert", {"sam_gate": "gradient_norm"}, KEYS),
+    "a gate": ("bert", {"rho": 0.05, "sam_gate": "gradient_norm"}, KEYS),
     "auto": ("bert", {"rho": "auto"}, KEYS),
     "a controller": ("bert", {"rho_schedule": "loss_budget"}, KEYS),
-    "momentum": ("bert", {"sam_variant": "momentum"}, ONE_PASS),
+    "momentum": ("bert", {"rho": 0.5, "sam_variant": "momentum"}, ONE_PASS),
     "random": ("bert", {"sam_variant": "random", "sam_every": 2}, ONE_PASS),
     "nbar": ("lora", {"sam_variant": "nbar", "rho_schedule": "linear"}, {"sam/rho", "sam/perturbed", "sam/rescaled"}),
     "bi_lora": ("lora", {"sam_variant": "bi_lora"}, {"sam/rho", "sam/perturbed", "sam/epsilon_norm"}),

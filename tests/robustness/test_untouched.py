@@ -15,7 +15,7 @@ from torch import nn
 from hf_sam.robustness import RobustnessAnalyzer, compare
 from tests.covering import covering
 from tests.robustness.data import small
-from tests.sharpness.test_untouched import state, streams
+from tests.sharpness.test_untouched import in_training, state, streams
 
 MEASURES: dict[str, Callable[[RobustnessAnalyzer, nn.Module], Any]] = {
     "as_trained": lambda one, model: one.as_trained(),
@@ -29,15 +29,8 @@ FAMILIES = ("bert", "gpt2", "vit", "resnet")
 
 
 def prepared(family: str) -> tuple[nn.Module, Any]:
-    """Return a model in the middle of training: some gradients, a frozen parameter, parts in evaluation mode."""
     model, examples = small(family)
-    model.train()
-    first, *_, last = model.parameters()
-    first.requires_grad_(False)
-    last.grad = torch.ones_like(last)
-    next(module for module in model.modules() if not list(module.children())).eval()
-    model.register_forward_hook(lambda *_: None)
-    return model, examples
+    return in_training(model), examples
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,11 @@ def reviews(write_csv: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def sst2(bert: Path, reviews: Path, tmp_path: Path) -> list[object]:
-    """Arguments of a run of one short epoch."""
+    """Arguments of a run of one short epoch, with a radius: "auto" would not perturb in one."""
     return [
         "--task", "sst2", "--model_name_or_path", bert, "--train_file", reviews, "--validation_file", reviews,
         "--output_dir", tmp_path / "out", "--num_train_epochs", 1, "--per_device_train_batch_size", 4,
-        "--use_cpu", "--disable_tqdm", "True",
+        "--use_cpu", "--disable_tqdm", "True", "--rho", 0.05,
     ]  # fmt: skip
 
 

@@ -71,6 +71,7 @@ def test_a_truncated_checkpoint_is_passed_over_and_the_result_is_the_same(
 @pytest.mark.parametrize("best", [False, True])
 def test_a_vit_whose_tensors_are_renamed_in_the_file_comes_back_exactly(best: bool, run: Run, tmp_path: Path) -> None:
     argv: list[Any] = ["--max_steps", 4, "--save_steps", 2, "--eval_steps", 2, "--use_cpu", "--disable_tqdm", "True"]
+    argv += ["--rho", 0.05]
     argv += ["--config_overrides", '{"hidden_size": 16, "num_hidden_layers": 1}', "--per_device_train_batch_size", 16]
     argv += ["--output_dir", tmp_path / "out"]
     if best:  # such steps change weights but no prediction, so that the first evaluation, at step 2, stays the best

@@ -19,7 +19,7 @@ from tests import warm
 @pytest.mark.parametrize("step", [6, pytest.param(9, marks=pytest.mark.everything)])
 def test_kill_9_while_saving(step: int, run: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     argv: list[Any] = ["--max_steps", 12, "--save_steps", 3, "--eval_steps", 100, "--save_total_limit", 4, "--use_cpu"]
-    argv += ["--disable_tqdm", "True"]
+    argv += ["--disable_tqdm", "True", "--rho", 0.05]
     assert run(*argv, "--output_dir", tmp_path / "whole")[0] == 0
     killed = tmp_path / "killed"
     script = str(warm.ROOT / "scripts" / "finetune.py")

@@ -64,7 +64,7 @@ def labelled(*labels: Any) -> bytes:
          ["row 0", "'text' must be text, got 5"]),
         ("x.csv", "text,label\nфильм хороший,a\nфильм,b\n".encode("cp1251"), ["line 2", "neither", "--encoding"]),
         ("x.parquet", as_parquet()[:-100], ["cannot be read", "copy it again"]),
-        ("x.csv.gz", gzip.compress(as_csv(ROWS))[:-10], ["cannot be read", "copy it again"]),
+        ("x.csv.gz", gzip.compress(as_csv(ROWS), mtime=0)[:-10], ["cannot be read", "copy it again"]),
         ("x.csv", as_csv([["", "a"], *ROWS]), ["row 0", "'text'", "--drop_empty_texts"]),
     ],
 )  # fmt: skip

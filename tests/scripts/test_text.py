@@ -26,7 +26,7 @@ TICKETS = [
 @pytest.fixture
 def argv(bert: Path, tmp_path: Path) -> list[Any]:
     arguments = ["--task", "text", "--model_name_or_path", bert, "--output_dir", tmp_path / "out"]
-    return [*arguments, "--num_train_epochs", 1, "--use_cpu", "--disable_tqdm", "True"]
+    return [*arguments, "--num_train_epochs", 1, "--use_cpu", "--disable_tqdm", "True", "--rho", 0.05]
 
 
 def built(*arguments: Any) -> Any:

@@ -39,7 +39,7 @@ ROWS = [
 @pytest.fixture
 def argv(bert: Path, tmp_path: Path) -> list[Any]:
     arguments = ["--task", "tokens", "--model_name_or_path", bert, "--output_dir", tmp_path / "out", "--max_length", 32]
-    return [*arguments, "--num_train_epochs", 1, "--use_cpu", "--disable_tqdm", "True"]
+    return [*arguments, "--num_train_epochs", 1, "--use_cpu", "--disable_tqdm", "True", "--rho", 0.05]
 
 
 @pytest.fixture

@@ -53,16 +53,20 @@ def streams() -> tuple[Any, ...]:
     return random.getstate(), name, keys.tobytes(), rest, torch.get_rng_state().numpy().tobytes()
 
 
-def prepared(family: str) -> tuple[nn.Module, Any]:
-    """Return a model in the middle of training: some gradients, a frozen parameter, parts in evaluation mode."""
-    model, examples = build(family)
+def in_training(model: nn.Module) -> nn.Module:
+    """Put a model into the middle of training: some gradients, a frozen parameter, parts in evaluation mode, a hook."""
     model.train()
     first, *_, last = model.parameters()
     first.requires_grad_(False)
     last.grad = torch.ones_like(last)
     next(module for module in model.modules() if not list(module.children())).eval()
     model.register_forward_hook(lambda *_: None)
-    return model, examples
+    return model
+
+
+def prepared(family: str) -> tuple[nn.Module, Any]:
+    model, examples = build(family)
+    return in_training(model), examples
 
 
 # Every measurement on one model, every model under one measurement of each kind.
