@@ -35,6 +35,7 @@ from hf_sam.cli.common.parsing import PlainParser, parse
 from hf_sam.cli.common.programs import COMMAND, Names, run_program
 from hf_sam.cli.common.progress import parts_of_work, progress_bars
 from hf_sam.cli.tasks import TASKS
+from hf_sam.cli.tasks.from_folder import build_from
 from hf_sam.sharpness import SharpnessAnalyzer, compare
 
 FAULTS = (ValueError, TypeError, RuntimeError, NotImplementedError, OSError, ImportError)
@@ -115,7 +116,7 @@ def _built(options: argparse.Namespace, args: Any, training: Any) -> tuple[dict[
         for path in paths:
             set_seed(training.seed)
             with progress_bars(not training.disable_tqdm and task is None):  # the data are the same for all
-                built = TASKS[args.task].build(replace(args, model_name_or_path=path), training)
+                built = build_from(path, args, training)
             models[name].append(built.model)
             task = task or built
     shifted = {}
@@ -126,7 +127,7 @@ def _built(options: argparse.Namespace, args: Any, training: Any) -> tuple[dict[
         where = "validation_dir" if Path(path).is_dir() else "validation_file"
         other = {"validation_file": None, "validation_dir": None, where: path}
         first = next(iter(options.named.values()))[0]
-        built = TASKS[args.task].build(replace(args, model_name_or_path=first, **other), training)
+        built = build_from(first, replace(args, **other), training)
         shifted[name] = next(iter(built.evaluation.values())).data
     return models, task, shifted
 

@@ -91,15 +91,9 @@ def against_sparsity(reports: Reports, metric: str) -> Figure:
         reports: of several models.
         metric: which score.
     """
-    found = list(_first(reports).of("pruning"))
-    points = [(BASE, 0.0), *((each.condition.name, 100 * (each.condition.level or 0)) for each in found)]
-    figure, axes = _one()
-    step = min((b - a for (_, a), (_, b) in itertools.pairwise(points)), default=10.0)
-    for i, name in enumerate(reports):
-        x = [at + _offset(i, len(reports), 0.3 * step) for _, at in points]
-        _points(axes, i, name, x, [_seeds(reports[name], condition, metric) for condition, _ in points], metric)
-    axes.set_xticks([at for _, at in points])
-    _finish(axes, "weights set to zero, the smallest first (%)", _title(metric))
+    points = [(each.condition.name, 100 * (each.condition.level or 0)) for each in _first(reports).of("pruning")]
+    figure, axes = _over_levels(reports, points, metric, "weights set to zero, the smallest first (%)")
+    axes.set_xticks([0.0, *(at for _, at in points)])
     return figure
 
 
@@ -111,14 +105,10 @@ def against_severity(reports: Reports, kind: str, metric: str) -> Figure:
         kind: the corruption.
         metric: which score.
     """
-    found = [each for each in _first(reports).of("corruption") if each.condition.kind == kind]
-    figure, axes = _one()
-    points = [(BASE, 0.0), *((each.condition.name, float(each.condition.level or 0)) for each in found)]
-    for i, name in enumerate(reports):
-        x = [at + _offset(i, len(reports), 0.3) for _, at in points]
-        _points(axes, i, name, x, [_seeds(reports[name], condition, metric) for condition, _ in points], metric)
-    axes.set_xticks([at for _, at in points], ["none", *(f"{at:g}" for _, at in points[1:])])
-    _finish(axes, f"severity: {kind}", _title(metric))
+    found = [each.condition for each in _first(reports).of("corruption") if each.condition.kind == kind]
+    points = [(each.name, float(each.level or 0)) for each in found]
+    figure, axes = _over_levels(reports, points, metric, f"severity: {kind}")
+    axes.set_xticks([0.0, *(at for _, at in points)], ["none", *(f"{at:g}" for _, at in points)])
     return figure
 
 
@@ -142,6 +132,18 @@ def _over_names(reports: Reports, names: Sequence[str], metric: str, label: str)
     axes.set_xticks(range(len(names)), [each.replace(" ", "\n", 1) for each in names])
     _finish(axes, label, _title(metric))
     return figure
+
+
+def _over_levels(reports: Reports, points: Sequence[tuple[str, float]], metric: str, label: str) -> tuple[Figure, Any]:
+    """Draw a score of the models as they are, at 0, and under conditions at the levels that stand beside them."""
+    figure, axes = _one()
+    points = [(BASE, 0.0), *points]
+    step = min((b - a for (_, a), (_, b) in itertools.pairwise(points)), default=1.0)
+    for i, name in enumerate(reports):
+        x = [at + _offset(i, len(reports), 0.3 * step) for _, at in points]
+        _points(axes, i, name, x, [_seeds(reports[name], condition, metric) for condition, _ in points], metric)
+    _finish(axes, label, _title(metric))
+    return figure, axes
 
 
 def _points(axes: Any, i: int, name: str, x: Sequence[float], values: Sequence[Sequence[float]], metric: str) -> None:

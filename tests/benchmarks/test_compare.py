@@ -22,7 +22,11 @@ GRID = """
 seeds: [1, 2]
 common: {max_steps: 4, eval_strategy: steps, eval_steps: 2, save_strategy: "no", logging_steps: 1, torch_threads: 1}
 tasks:
-  noise: {task: digits, label_noise: 0.4, title: "wrong labels"}
+  noise:
+    task: digits
+    label_noise: 0.4
+    title: "wrong labels"
+    robustness: {dynamic: false, bits: [2], shares: [], corruptions: [noise], severities: [5]}
   texts: {task: sst2, train_file: "{data}/sst2/train.parquet"}
 methods:
   adamw: {sam_variant: none}
@@ -75,6 +79,10 @@ def test_each_cell_runs_once_and_says_what_it_was(finished: Path) -> None:
     assert sam["steps"] == 4
     assert 0 < sam["train_time"] < sam["train_cpu_time"], "evaluations do not count"
     assert sam["peak_memory"] > 1e8
+    assert list(sam["robustness"]) == ["as trained", "int2 weights", "noise, severity 5"]
+    assert sam["robustness"]["as trained"]["accuracy"] == pytest.approx(sam["final"])
+    assert sam["robustness"]["as trained"]["nll"] == pytest.approx(sam["eval_loss"], abs=1e-4)
+    assert len({scores["nll"] for scores in sam["robustness"].values()}) == 3
 
 
 @pytest.mark.slow

@@ -18,10 +18,11 @@ from tests.warm import ROOT, TIMEOUT, environment
 
 SCRIPT = str(ROOT / "scripts" / "finetune.py")
 # An odd number of images to evaluate: two processes cannot share them evenly.
-DIGITS = [
+DIGITS = [  # with a radius: "auto" would not perturb in so few steps
     "--use_cpu", "--disable_tqdm", "True", "--max_steps", "4", "--save_steps", "2", "--save_total_limit", "4",
     "--eval_steps", "100", "--max_train_samples", "64", "--per_device_train_batch_size", "8",
     "--max_eval_samples", "51", "--max_predict_samples", "51", "--per_device_eval_batch_size", "8",
+    "--rho", "0.05",
 ]  # fmt: skip
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # an evaluation moves the random streams

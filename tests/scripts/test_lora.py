@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from hf_sam.cli import measure
 
 Run = Callable[..., tuple[int, str]]
 
@@ -46,6 +49,23 @@ def test_the_body_stays_frozen_and_the_head_trains(trained: Path, bert: Path) ->
     assert "classifier.weight" in changed
     assert "bert.encoder.layer.0.attention.self.query.weight" in changed
     assert not [key for key in changed if "embeddings" in key or "LayerNorm" in key]
+
+
+@pytest.mark.slow
+def test_adapters_are_measured_as_the_merged_model(
+    trained: Path, reviews: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--task", "sst2", "--validation_file", str(reviews), "--use_cpu", "--disable_tqdm", "True"]
+    folders, found = [f"apart={trained}", f"merged={trained / 'merged'}"], tmp_path / "found"
+    assert measure.main([*folders, *data, "--robustness", "--no_flatness", "--report", str(found)]) == 0
+    report = json.loads((found / "report.json").read_text(encoding="utf-8"))["robustness"]["reports"]
+    apart, merged = (
+        [each["scores"]["nll"] for each in report[name][0]["measurements"]] for name in ("apart", "merged")
+    )
+    assert apart == pytest.approx(merged, rel=1e-4)
+    (trained / "adapter_model.safetensors").write_bytes(b"")
+    assert measure.main([folders[0], *data, "--robustness", "--no_flatness"]) == 2
+    assert "adapters in" in capfd.readouterr().err
 
 
 @pytest.mark.slow

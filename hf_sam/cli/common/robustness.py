@@ -89,7 +89,7 @@ def measure(
     bar: Progress,
 ) -> Robustness:
     """Measure every checkpoint under every condition, and compare them in pairs."""
-    data, held_out, where = _data(task, options.calibration)
+    data, held_out, where = evaluation_data(task, options.calibration)
     reports: dict[str, list[Report]] = {}
     for name, seeds in models.items():
         reports[name] = []
@@ -121,7 +121,7 @@ def own_metric(
     return lambda output: {key: value for key, value in compute_metrics(output).items() if key == name}
 
 
-def _data(task: Any, calibration: str | None) -> tuple[Any, Any, str]:
+def evaluation_data(task: Any, calibration: str | None) -> tuple[Any, Any, str]:
     """Return the examples to measure on, those that a temperature is fitted on, and how these are called."""
     split = next(iter(task.evaluation.values()))
     if not split.labelled:

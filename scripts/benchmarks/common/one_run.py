@@ -21,6 +21,7 @@ from hf_sam.cli.common.environment import environment
 from hf_sam.cli.common.parsing import parse
 from hf_sam.cli.finetune import finetune
 from hf_sam.cli.tasks import TASKS
+from scripts.benchmarks.common.kept_scores import kept_scores
 from scripts.benchmarks.common.memory import forget_peak, peak_bytes
 from scripts.benchmarks.common.runs import Cell
 
@@ -28,8 +29,11 @@ Curve = list[list[float | None]]
 
 
 def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict[str, Any]:
-    """Train and evaluate; return what to keep of it. The model goes into `keep` if that is given."""
-    flags = [str(part) for name, value in arguments.items() for part in (f"--{name}", value)]
+    """Train and evaluate; return what to keep of it. The model goes into `keep` if that is given.
+
+    The argument "robustness" is not one of finetune.py: it says what `kept_scores` measures of the model.
+    """
+    flags = [str(part) for name, value in arguments.items() if name != "robustness" for part in (f"--{name}", value)]
     if "suspects" not in arguments:
         flags += ["--suspects", "False"]  # a pass over the training data that a grid does not need
     defaults = {name: entry.defaults for name, entry in TASKS.items()}
@@ -40,6 +44,8 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
         forget_peak()
         results = finetune(args, training)
         memory = peak_bytes()
+        wanted = arguments.get("robustness")
+        robustness = {"robustness": kept_scores(folder, args, training, wanted)} if wanted else {}
         state = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
     metric = f"eval_{training.metric_for_best_model or TASKS[args.task].defaults['metric_for_best_model']}"
     evaluations = [entry for entry in state["log_history"] if "eval_runtime" in entry]
@@ -56,6 +62,7 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
         "train_time": _train_time(results, sum(e["eval_runtime"] for e in evaluations)),
         "peak_memory": memory,
         **kept,
+        **robustness,
         **({"rho_mean": statistics.mean(radii), "rho_last": radii[-1]} if radii else {}),
         "curves": curves,
         "arguments": shown(arguments),
