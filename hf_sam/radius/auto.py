@@ -26,8 +26,10 @@ BEGIN = 0.97
 """Share of the first loss that has to be left for a perturbation to begin."""
 WHOLE = 0.7
 """Share of the first loss at which the perturbation has its whole length."""
-ENOUGH = 0.25
+ENOUGH = 0.3
 """Share of the fall of the loss that has to be memorisation for the whole length."""
+MOST = 2.0
+"""Times the whole length at most, where so many times that share is memorisation: as it is where labels are wrong."""
 SURE = (0.3, 0.1)
 """Shares of the first loss left where a perturbation begins without memorisation, and where it is whole."""
 REST = 0.01
@@ -57,10 +59,11 @@ class Auto(Radius):
     the plain Trainer leaves it, and a perturbation that keeps the model from learning makes the loss rise, and so
     shrinks itself. Where 0.01 of the first loss is left there is nothing to gain.
 
-    b = s / 0.25 or (0.3 - r) / 0.2, the larger, between 0 and 1, where s is the share of the fall of the loss that is
-    memorisation (see `Memorisation`). A model that still learns what holds for all examples is left alone, however
-    often it has seen the data. In the first pass and a half over them s is 0. Where the passes are not counted b is 1.
-    Where little of the loss is left, a model grows surer than it is right, memorising or not.
+    b = s / 0.3, between 0 and 2, or (0.3 - r) / 0.2, between 0 and 1; the larger. s is the share of the loss's fall
+    that is memorisation (see `Memorisation`): most of it where labels are wrong. A model that still learns what holds
+    for all examples is left alone, however often it has seen the data. In the first pass and a half over them s is 0.
+    Where the passes are not counted b is 1. Where little of the loss is left, a model grows surer than it is right,
+    memorising or not.
 
     All steps without a perturbation are plain ones, at a plain step's cost, and so are those of the learning rate's
     warm-up.
@@ -84,7 +87,7 @@ class Auto(Radius):
         # of squares of the differences from each to the next. And the last of them.
         self._losses, self._last = torch.zeros(3), torch.zeros(())
         self._lines = torch.zeros(2, 2)  # slopes and intercepts of a and of the second part of b, as lines in L
-        self._memorisation = Memorisation(ENOUGH)
+        self._memorisation = Memorisation(ENOUGH, MOST)
         self._planned: Tensor | None = None  # the length that `at` returned for the step that is under way
 
     def note(self, context: StepContext) -> None:

@@ -29,10 +29,11 @@ class Memorisation:
 
     Args:
         enough: the share that counts as the whole, in (0, 1].
+        most: the largest multiple of it that is returned, > 0.
     """
 
-    def __init__(self, enough: float) -> None:
-        self.enough = enough
+    def __init__(self, enough: float, most: float = 1.0) -> None:
+        self.enough, self.most = enough, most
         self._pass, self._counts, self._second = 0, [0, 0], False
         self._single = False  # whether the last pass was one step
         # The sums of the losses of both halves of this pass, the means of those of the last one, the sum of the jumps,
@@ -72,7 +73,7 @@ class Memorisation:
         began, ended = self._before.unbind()
         jumps = self._found[0] + (ended - now) - (began - ended).clamp(min=0)
         fall = first - now
-        part = torch.where(fall > 0, jumps / (fall * self.enough), 0.0).clamp(0, 1)
+        part = torch.where(fall > 0, jumps / (fall * self.enough), 0.0).clamp(0, self.most)
         self._found = torch.stack([jumps, part])
 
     @property
@@ -81,7 +82,7 @@ class Memorisation:
         return self.known and not self._single and self._pass + (0.5 if self._second else 0.0) < 1.5
 
     def part(self) -> Tensor | None:
-        """Return share / enough, 0-dim, in [0, 1]; None where it cannot be known."""
+        """Return share / enough, 0-dim, in [0, most]; None where it cannot be known."""
         return self._found[1] if self.known and not self._single else None
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_sam.radius.auto import PATIENCE, Auto
+from hf_sam.radius.auto import MOST, PATIENCE, Auto
 from hf_sam.radius.memorisation import Memorisation
 from hf_sam.step_context import StepContext
 from tests.compare import bits, same_bits
@@ -119,10 +119,16 @@ def test_a_pass_of_one_step_tells_nothing_and_one_of_two_does() -> None:
         assert steps == 1 or 0 <= part_of(memorisation) <= 1
 
 
+def test_the_part_ends_where_it_is_told_to() -> None:
+    for most in (1.0, 2.0):
+        memorisation = Memorisation(0.25, most)
+        assert max(feed(memorisation, list(curve(stairs, 6)))) == pytest.approx(most)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("at", [0, 20, 50, 100])
 def test_a_loss_that_is_not_finite_is_passed_over(bad: float, at: int) -> None:
-    assert length_of(stairs, 6, {at: bad}) == pytest.approx(1.0)
+    assert length_of(stairs, 6, {at: bad}) == pytest.approx(MOST)
 
 
 def length_of(shape: Callable[[float], float], passes: int, others: dict[int, float] | None = None) -> float:
@@ -139,7 +145,7 @@ def length_of(shape: Callable[[float], float], passes: int, others: dict[int, fl
 def test_auto_leaves_a_model_alone_that_still_learns_and_perturbs_one_that_memorises() -> None:
     assert length_of(smooth, 2) == 0, "0.37 of the first loss is left"
     assert length_of(smooth, 4) > 0.2, "0.14 are left: surer than right"
-    assert length_of(stairs, 6) == pytest.approx(1.0)
+    assert length_of(stairs, 6) == pytest.approx(MOST), "all of it is memorisation"
     assert length_of(stairs, 1) == 0
     assert 6 * STEPS > PATIENCE
 
