@@ -22,8 +22,10 @@ from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.parsing import PlainParser
 from scripts.benchmarks.evidence import (
     bench_tables,
+    difference_plot,
     flatness_plot,
     flatness_tables,
+    kept_tables,
     method_tables,
     noise_plot,
     peer_tables,
@@ -33,9 +35,12 @@ from scripts.benchmarks.evidence import (
     reference_tables,
     regime_tables,
     scaling_tables,
+    suspects_table,
 )
 from scripts.benchmarks.evidence.pages import check_places, pages, with_tables
 
+SHOWN = ("full", "free", "adamw, half of the epochs")
+"""Methods in the picture of the presets in fine-tuning."""
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
 
@@ -107,6 +112,12 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     **of_grid("lora"),
     "lora losses": lambda results: method_tables.losses(results, "lora"),
     **of_grid("ablations"),
+    **of_grid("radius"),
+    "radius losses": lambda results: method_tables.losses(results, "radius"),
+    "radius kept": lambda results: kept_tables.kept(results, "radius"),
+    "radius kept full": lambda results: kept_tables.kept_differences(results, "radius", "full"),
+    "radius kept free": lambda results: kept_tables.kept_differences(results, "radius", "free"),
+    "suspects": suspects_table.table,
     "peers": peer_tables.peers,
     "peers survived": peer_tables.survived,
     **of_scaling(),
@@ -116,6 +127,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
 FIGURES: dict[str, Callable[[Path, Path], None]] = {
     "auto.png": draw_radii,
     "noise.png": draw_noise,
+    "presets.png": partial(difference_plot.draw, name="radius", methods=SHOWN),
     "landscape.png": flatness_plot.draw,
 }
 """By the name of the file in docs/evidence."""

@@ -78,10 +78,11 @@ def test_a_table_of_losses_has_means_and_differences_of_the_methods_that_were_ru
 def test_what_a_decision_needs_is_in_one_row(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"grid": "noise", "task": "digits_40", "plain": "adamw", "one": "free", "two": "full", "what": "digits"}
     monkeypatch.setattr(regime_tables, "words", lambda: {"regimes": [row], "sizes": [row]})
-    assert regime_tables.regimes(results)[2:] == [
-        "| digits (n = 3) | 62.0 | 67.0 | not run | 84.0 (2.00x) | 0.38, -, 0.16 |"
-    ]
-    assert regime_tables.sizes(results)[2:] == ["| digits | 100 ms | not run | 2.00x |"]
+    assert regime_tables.regimes(results)[2:] == ["| digits (n = 3) | 62.0, 0.38 | 67.0 | - | 84.0, 0.16 (2.00x) |"]
+    assert regime_tables.sizes(results)[2:] == ["| digits | 100 ms | not timed | 2.00x |"]
+    monkeypatch.setattr(regime_tables, "words", lambda: {"regimes": [row | {"short": "adamw, time of full"}]})
+    shorter = "| digits (n = 3) | 62.0, 0.38 | 60.0, 0.40 (2.00x) | - | 84.0, 0.16 (2.00x) |"
+    assert regime_tables.regimes(results)[2] == shorter
 
 
 def test_a_regime_without_a_run_is_one_line(results: Path) -> None:

@@ -28,7 +28,7 @@ class Line:
         best: mean of the best evaluation of each run. It is chosen on the reported set, and so flatters.
         difference: to the baseline at as many steps.
         same_time: to the baseline trained for as long as this method; None if the grid has no such run.
-        time: a run's, divided by the baseline's at the same seed, median.
+        time: a run's, divided by the baseline's at the same seed and commit, median.
         memory: a run's peak in bytes, median.
     """
 
@@ -84,9 +84,16 @@ def _line(runs: list[dict[str, Any]], base: list[dict[str, Any]], plain: dict[in
 
 
 def _ratio(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> float | None:
-    times = {row["seed"]: row["train_time"] for row in base if "train_time" in row}
-    ratios = [row["train_time"] / times[row["seed"]] for row in runs if "train_time" in row and row["seed"] in times]
+    """Return the median ratio of times, of runs of one commit alone: others had another machine or other neighbours."""
+    times = {_timed_as(row): row["train_time"] for row in base if "train_time" in row}
+    ratios = [
+        row["train_time"] / times[_timed_as(row)] for row in runs if "train_time" in row and _timed_as(row) in times
+    ]
     return statistics.median(ratios) if ratios else None
+
+
+def _timed_as(row: dict[str, Any]) -> tuple[int, str | None]:
+    return row["seed"], row.get("environment", {}).get("commit")
 
 
 def write_summary(grid: Grid, rows: list[dict[str, Any]], path: Path) -> None:

@@ -11,20 +11,26 @@ from scripts.benchmarks.evidence.bench_tables import costs, times, words
 from scripts.benchmarks.evidence.method_tables import read
 from scripts.benchmarks.evidence.pages import markdown
 
-SHOWN = ("digits_0", "digits_40", "digits_80", "fashion_0", "fashion_40", "cifar10_0", "cifar10_40")
-"""Tasks of the noise grid that the table of presets has; the evidence has all of them."""
+SHOWN = {
+    "radius": ("subj_noise", "mpqa_noise", "mpqa"),
+    "noise": ("digits_0", "digits_40", "fashion_40", "cifar10_40"),
+}
+"""By grid, the tasks that the table of presets has; the evidence has all of them."""
 LABELS = {"noise_adamw": "AdamW", "noise_sam": "AdamW + SAM, rho 0.2"}
 
 
 def presets(results: Path) -> list[str]:
-    """Return the table of presets: cost, and points against AdamW on images with wrong labels."""
+    """Return the table of presets: cost, and points against AdamW on texts and images with and without wrong labels."""
     measured = costs(results)
-    grid, summary = read(results, "noise")
-    summary = {task: lines for task, lines in summary.items() if task in SHOWN}
+    titles, columns = [], []
+    for name, tasks in SHOWN.items():
+        grid, summary = read(results, name)
+        titles += [grid.titles[task] for task in tasks if task in summary]
+        columns += [summary[task] for task in tasks if task in summary]
     rows = []
     for name, text in words()["presets"].items():
         cells = []
-        for lines in summary.values():
+        for lines in columns:
             line = lines.get(text.get("method"))
             cells.append(
                 f"{round(line.difference.mean, 1) + 0:+.1f}"
@@ -32,7 +38,7 @@ def presets(results: Path) -> list[str]:
                 else text.get("elsewhere", "not measured")
             )
         rows.append([f'`"{name}"`', text["what"], times(measured[text["case"]]) + text.get("of", ""), *cells])
-    return markdown(["preset", "what it is", "cost", *[grid.titles[task] for task in summary]], rows)
+    return markdown(["preset", "what it is", "cost", *titles], rows)
 
 
 def side_by_side(results: Path) -> list[str]:

@@ -23,8 +23,8 @@ def draw(titles: dict[str, str], results: dict[str, Scores], path: Path) -> None
 
 def figure_of(titles: dict[str, str], results: dict[str, Scores]) -> Figure:
     """Return the picture: a direction per row."""
-    names = [name for scores in results.values() for name in scores if name.endswith(" auto")]
-    rows = [name.removesuffix(" auto") for name in dict.fromkeys(names)]
+    names = [name.rpartition(" ")[0] for scores in results.values() for name in scores]
+    rows = [name for name in dict.fromkeys(names) if name]  # a baseline has no radius in its name
     figure = Figure(figsize=(2.6 * len(results), 2.4 * len(rows) + 0.5), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), len(results), squeeze=False, sharey="col", sharex="row")

@@ -56,9 +56,10 @@ def table(grid: Grid, results: Results) -> list[str]:
     """Return the lines of a Markdown table: a method per line, a task per column."""
     lines = ["| method | " + " | ".join(grid.titles[task] for task in results) + " |"]
     lines.append("|---" * (len(results) + 1) + "|")
-    for method in sorted(grid.methods, key=in_order):
+    there = {method for scores in results.values() for method in scores}
+    for method in sorted(there, key=in_order):
         lines.append(f"| {method} | " + " | ".join(mean_and_spread(r.get(method, {})) for r in results.values()) + " |")
-    for direction in directions(list(grid.methods)):
+    for direction in directions([method for method in grid.methods if method in there]):
         cells = [difference(scores, direction) for scores in results.values()]
         lines.append(f"| {direction}: auto - best | " + " | ".join(cells) + " |")
     return lines

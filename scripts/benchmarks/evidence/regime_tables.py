@@ -18,24 +18,31 @@ Times = tuple[float, float | None, float | None]
 
 
 def regimes(results: Path) -> list[str]:
-    """Return the table of scores by regime: AdamW, a variant of one pass, one of two."""
+    """Return the table of accuracy, test loss and time by regime: AdamW, stopped early, one pass, two passes.
+
+    Stopped early: a shorter run where there is one, else the best evaluation on the way, without its loss, if there was a
+    better one.
+    """
     rows = []
     for regime in words()["regimes"]:
         lines, runs = lines_of(results, regime["grid"], regime["task"]), runs_of(results, regime["grid"])
         plain = lines[regime["plain"]]
-        best = f"{plain.best:.1f}" if plain.best is not None else ""
-        losses = [loss_by_seed(runs, regime["task"], regime[side]).values() for side in ("plain", "one", "two")]
-        rows.append([f"{regime['what']} (n = {len(plain.scores)})", f"{plain.mean:.1f}", best])
-        rows[-1] += [_with_time(lines.get(regime[passes])) for passes in ("one", "two")]
-        rows[-1].append(", ".join(f"{statistics.fmean(values):.2f}" if values else "-" for values in losses))
-    header = ["test accuracy (%)", "AdamW", "its best", "one pass", "two passes", "test loss"]
-    return markdown(header, rows)
+
+        def cell(method: str, lines: dict[str, Line] = lines, runs: Any = runs, task: str = regime["task"]) -> str:
+            return _cell(lines.get(method), loss_by_seed(runs, task, method))
+
+        early = "-" if plain.best in (None, plain.mean) else f"{plain.best:.1f}"
+        row = [f"{regime['what']} (n = {len(plain.scores)})", cell(regime["plain"]).partition(" (")[0]]
+        row += [cell(regime["short"]) if "short" in regime else early, cell(regime["one"]), cell(regime["two"])]
+        rows.append(row)
+    return markdown(["accuracy (%), test loss", "AdamW", "stopped early", "one pass", "two passes"], rows)
 
 
-def _with_time(line: Line | None) -> str:
+def _cell(line: Line | None, losses: dict[int, float]) -> str:
     if line is None:
-        return "not run"
-    return f"{line.mean:.1f}" + ("" if line.time is None else f" ({line.time:.2f}x)")
+        return "-"
+    loss = f", {statistics.fmean(losses.values()):.2f}" if losses else ""
+    return f"{line.mean:.1f}{loss}" + ("" if line.time is None else f" ({line.time:.2f}x)")
 
 
 def sizes(results: Path) -> list[str]:
@@ -45,7 +52,7 @@ def sizes(results: Path) -> list[str]:
         found = _of_runs(results, row) if "grid" in row else _of_bench(results, row)
         if found is not None:
             plain, one, two = found
-            cells = ["not run" if ratio is None else f"{ratio:.2f}x" for ratio in (one, two)]
+            cells = ["not timed" if ratio is None else f"{ratio:.2f}x" for ratio in (one, two)]
             rows.append([row["what"], f"{1000 * plain:,.0f} ms", *cells])
     return markdown(["", "plain step", "one pass", "two passes"], rows)
 
