@@ -20,8 +20,8 @@ Times = tuple[float, float | None, float | None]
 def regimes(results: Path) -> list[str]:
     """Return the table of accuracy, test loss and time by regime: AdamW, stopped early, one pass, two passes.
 
-    Stopped early: a shorter run where there is one, else the best evaluation on the way, without its loss, if there was a
-    better one.
+    Stopped early: a shorter run where there is one, else the best evaluation on the way if it was better, without its
+    loss.
     """
     rows = []
     for regime in words()["regimes"]:
