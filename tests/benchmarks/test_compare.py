@@ -14,6 +14,7 @@ pytest.importorskip("datasets")
 from hf_sam import SAMConfig
 from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks import compare
+from scripts.benchmarks.common.choosing import arguments_of
 from scripts.benchmarks.common.grids import read_grid
 from scripts.benchmarks.common.one_run import shown
 from scripts.benchmarks.common.runs import Cell, read_run, read_runs, write_run
@@ -236,6 +237,29 @@ def test_the_grids_have_the_presets(grid: str, names: dict[str, str]) -> None:
     assert {name: SAMConfig(**methods[method].arguments) for name, method in names.items()} == {
         name: SAMConfig.preset(name) for name in names
     }
+
+
+def test_no_method_of_a_shipped_grid_gives_another_radius_than_its_task() -> None:
+    """What a method gives wins over the task's, silently."""
+    for path in sorted(Path(compare.__file__).parent.glob("grids/*.yaml")):
+        grid = read_grid(path, Path("data"))
+        of_tasks = {task for task, entry in grid.tasks.items() if "rho" in entry}
+        of_methods = {name for name, method in grid.methods.items() if "rho" in method.arguments}
+        assert not of_tasks or not of_methods, (path.name, of_tasks, of_methods)
+
+
+@pytest.mark.parametrize(
+    ("run", "half"), [({"max_steps": 100}, {"max_steps": 50}), ({"num_train_epochs": 3}, {"num_train_epochs": 1.5})]
+)
+def test_a_method_may_be_shorter_than_its_task(run: dict[str, Any], half: dict[str, Any], tmp_path: Path) -> None:
+    text = f"seeds: [1]\ncommon:\ntasks: {{a: {run}}}\nmethods: {{whole: {{}}, half: {{length: 0.5}}}}"
+    (tmp_path / "grid.yaml").write_text(text, encoding="utf-8")
+    grid = read_grid(tmp_path / "grid.yaml")
+    assert arguments_of(grid, Cell("a", "whole", 1), tmp_path, {})[0] == run
+    assert arguments_of(grid, Cell("a", "half", 1), tmp_path, {})[0] == half
+    (tmp_path / "grid.yaml").write_text(text.replace("0.5", "-1"), encoding="utf-8")
+    with pytest.raises(UserError, match="length of 'half' must be a multiple"):
+        read_grid(tmp_path / "grid.yaml")
 
 
 def test_runs_of_one_task_have_one_metric(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def arguments_of(grid: Grid, cell: Cell, folder: Path, given: dict[str, Any]) ->
     method, wanted = grid.methods[cell.method], grid.arguments(cell.task, cell.method) | given
     arguments = {name: value for name, value in wanted.items() if value != ""}
     how: dict[str, Any] = {}
+    if method.length != 1:
+        arguments |= longer(arguments, method.length)
     if method.choose:
         how["chosen"] = choose(arguments, cell, folder / "choosing", method.choose)
         arguments |= how["chosen"]
@@ -65,7 +67,7 @@ def longer(arguments: dict[str, Any], by: float) -> dict[str, Any]:
         return {"max_steps": int(by * int(arguments["max_steps"]))}
     if "num_train_epochs" in arguments:
         return {"num_train_epochs": by * float(arguments["num_train_epochs"])}
-    raise UserError("time_of needs max_steps or num_train_epochs in the grid.")
+    raise UserError("time_of and length need max_steps or num_train_epochs in the grid.")
 
 
 def choose(arguments: dict[str, Any], cell: Cell, folder: Path, values: dict[str, list[Any]]) -> dict[str, Any]:

@@ -25,11 +25,13 @@ class Method:
         arguments: of finetune.py.
         time_of: the method whose time this one trains for, with more steps than the grid's first method.
         choose: argument -> values to choose from, by runs that hold a part of the training data out.
+        length: of its run, as a multiple of the task's.
     """
 
     arguments: dict[str, Any]
     time_of: str | None = None
     choose: dict[str, list[Any]] = field(default_factory=dict)
+    length: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,14 @@ def _methods(path: Path, read: dict[str, dict[str, Any]]) -> dict[str, Method]:
     for name, entry in read.items():
         arguments = dict(entry)
         time_of, choose = arguments.pop("time_of", None), arguments.pop("choose", {})
+        length = arguments.pop("length", 1.0)
         if time_of is not None and time_of not in found:
             raise UserError(f"{path}: time_of of {name!r} must be a method above it, got {time_of!r}.")
         if not isinstance(choose, dict) or not all(isinstance(v, list) and v for v in choose.values()):
             raise UserError(f"{path}: choose of {name!r} must be arguments with lists of values, got {choose!r}.")
-        found[name] = Method(arguments, time_of, choose)
+        if not isinstance(length, (int, float)) or not length > 0:
+            raise UserError(f"{path}: length of {name!r} must be a multiple of the task's, above 0, got {length!r}.")
+        found[name] = Method(arguments, time_of, choose, float(length))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from scripts.benchmarks.common.paired import Paired, paired, percent
+from scripts.benchmarks.common.paired import Paired, paired
 from scripts.benchmarks.evidence.method_tables import loss_by_seed, read, runs_of
 
 MARKERS = ("o", "D", "s", "^", "v", "P", "X")
@@ -30,7 +30,8 @@ def figure_of(results: Path, name: str, methods: tuple[str, ...]) -> Figure:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     for i, method in enumerate(methods):
-        scores = [_of_scores(runs, task, method, grid.baseline) for task in tasks]
+        lines = [summary[task].get(method) for task in tasks]
+        scores = [line.difference if line else None for line in lines]
         losses = [paired(*(loss_by_seed(runs, task, side) for side in (method, grid.baseline))) for task in tasks]
         offset = 0.6 * ((i + 0.5) / len(methods) - 0.5)
         _markers(left, scores, i, method, offset)
@@ -42,14 +43,6 @@ def figure_of(results: Path, name: str, methods: tuple[str, ...]) -> Figure:
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
-
-
-def _of_scores(runs: list[dict[str, Any]], task: str, method: str, baseline: str) -> Paired | None:
-    own, other = (
-        percent([run for run in runs if (run["task"], run["method"]) == (task, side)], "final")
-        for side in (method, baseline)
-    )
-    return paired(own, other)
 
 
 def _markers(axes: Any, found: list[Paired | None], i: int, method: str, offset: float) -> None:

@@ -26,19 +26,20 @@ def regimes(results: Path) -> list[str]:
     rows = []
     for regime in words()["regimes"]:
         lines, runs = lines_of(results, regime["grid"], regime["task"]), runs_of(results, regime["grid"])
+        cells = {
+            side: _cell(lines.get(regime[side]), loss_by_seed(runs, regime["task"], regime[side]))
+            for side in ("plain", "short", "one", "two")
+            if side in regime
+        }
         plain = lines[regime["plain"]]
-
-        def cell(method: str, lines: dict[str, Line] = lines, runs: Any = runs, task: str = regime["task"]) -> str:
-            return _cell(lines.get(method), loss_by_seed(runs, task, method))
-
-        early = "-" if plain.best in (None, plain.mean) else f"{plain.best:.1f}"
-        row = [f"{regime['what']} (n = {len(plain.scores)})", cell(regime["plain"]).partition(" (")[0]]
-        row += [cell(regime["short"]) if "short" in regime else early, cell(regime["one"]), cell(regime["two"])]
-        rows.append(row)
+        best = "-" if plain.best in (None, plain.mean) else f"{plain.best:.1f}"
+        row = [f"{regime['what']} (n = {len(plain.scores)})", cells["plain"].removesuffix(" (1.00x)")]
+        rows.append([*row, cells.get("short", best), cells["one"], cells["two"]])
     return markdown(["accuracy (%), test loss", "AdamW", "stopped early", "one pass", "two passes"], rows)
 
 
 def _cell(line: Line | None, losses: dict[int, float]) -> str:
+    """Return mean accuracy, mean loss and time."""
     if line is None:
         return "-"
     loss = f", {statistics.fmean(losses.values()):.2f}" if losses else ""
