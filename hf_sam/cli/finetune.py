@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
-from hf_sam import SAMTrainer
+from hf_sam import SAMTrainer, WeightAveraging
 from hf_sam.cli.common.after_training import Ending, keeping_outputs, show_after
 from hf_sam.cli.common.arguments import ScriptArguments
+from hf_sam.cli.common.averaging import check_averaging
 from hf_sam.cli.common.before_training import show_before
 from hf_sam.cli.common.checkpoints import (
     check_links,
@@ -103,6 +104,7 @@ def finetune(args: ScriptArguments, training: Any, *, quiet: bool = False) -> di
 def _prepare(args: ScriptArguments, training: Any, folder: Path) -> tuple[Task, Path | None]:
     """Read the data and the model, and find the checkpoint to go on from. Nothing is written."""
     check_compare(args, training)
+    check_averaging(args, training)
     if training.resume_from_checkpoint and args.overwrite_output_dir:
         raise UserError("--resume_from_checkpoint keeps what --overwrite_output_dir would remove: give one of them.")
     with prepared_together(training):
@@ -127,6 +129,8 @@ def make_trainer(args: ScriptArguments, training: Any, task: Task) -> SAMTrainer
     callbacks: list[TrainerCallback] = [TrainingClock()]
     if args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+    if args.average_weights is not None:
+        callbacks.append(WeightAveraging(args.average_weights))
     evaluation = {name: split.data for name, split in task.evaluation.items()}
     kind: Any = task.trainer or (FreshDropoutTrainer if args.fresh_dropout else SAMTrainer)
     try:

@@ -43,7 +43,7 @@ def test_the_sharpness_is_that_of_the_last_log_with_a_perturbation() -> None:
     history = [{"sam/perturbed": 1.0, "sam/sharpness": 0.3}, {"sam/perturbed": 0.0, "sam/sharpness": 0.0}]
     task: Any = SimpleNamespace(model=nn.Linear(1, 1), name="digits", flipped_labels=0)
     training = SimpleNamespace(sam_variant="sam", seed=1, world_size=1, rho=0.05)
-    args: Any = SimpleNamespace(label_noise=0.0)
+    args: Any = SimpleNamespace(label_noise=0.0, average_weights=None)
     assert run_facts(args, training, task, history)["sharpness"] == 0.3
     assert "sharpness" not in run_facts(args, training, task, history[1:])
 

@@ -141,6 +141,9 @@ class ScriptArguments:
         None, "Stop after so many evaluations without a better result, and keep the best model."
     )
     early_stopping_threshold: float = _option(0.0, "What counts as better.")
+    average_weights: float | None = _option(
+        None, "Keep the mean of the weights over the rest of the run after this share of it, such as 0.5, not the last."
+    )
     overwrite_output_dir: bool = _option(
         False, "Train into an output_dir that holds a model: its checkpoints and results are removed first."
     )
@@ -153,6 +156,7 @@ class ScriptArguments:
         _check_range(self, "label_noise", lambda v: 0 <= v < 1, "in [0, 1)")
         _check_range(self, "validation_share", lambda v: 0 < v < 1, "in (0, 1)")
         _check_range(self, "hold_out", lambda v: v is None or 0 < v < 1, "in (0, 1)")
+        _check_range(self, "average_weights", lambda v: v is None or 0 <= v < 1, "in [0, 1)")
         _check_range(self, "lora_dropout", lambda v: 0 <= v < 1, "in [0, 1)")
         for name in (
             "max_train_samples",

@@ -122,6 +122,8 @@ def _run(args: ScriptArguments, training: Any, task: Task) -> Iterator[Line]:
     epochs = steps / of_epoch
     yield "steps", f"{steps:,} of {batch} rows{micro}: {epochs:.3g} epochs of {of_epoch:,}"
     yield "method", describe_method(training)
+    if args.average_weights is not None:
+        yield "kept", f"the mean of the weights after {args.average_weights:.0%} of the run"
     if args.compare:
         yield "comparison", "plain training runs first, with the same seed and data"
 

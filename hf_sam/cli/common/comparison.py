@@ -27,7 +27,7 @@ from rich.text import Text
 from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.checkpoints import check_output_dir
 from hf_sam.cli.common.errors import UserError, one_line
-from hf_sam.cli.common.processes import check_same, prepared_together
+from hf_sam.cli.common.processes import check_same, prepared_together, splits_weights
 from hf_sam.cli.tasks.base import Task
 from hf_sam.config.sam_config import PLAIN, SAMConfig
 
@@ -100,15 +100,11 @@ def check_compare(args: ScriptArguments, training: Any) -> None:
         raise UserError("--compare trains without SAM first, and --sam_variant none is that: leave one of them out.")
     if not (training.do_train and training.do_eval):
         raise UserError("--compare needs a training and its evaluation: leave --do_train and --do_eval on.")
-    if getattr(training, "deepspeed", None) or training.fsdp or _from_launcher("DEEPSPEED") or _from_launcher("FSDP"):
+    if splits_weights(training):
         raise UserError(
             "--compare trains twice in one process, which FSDP and DeepSpeed do not take: "
             "run it again with --sam_variant none and another --output_dir instead."
         )
-
-
-def _from_launcher(engine: str) -> bool:
-    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("1", "true")
 
 
 def compare(args: ScriptArguments, training: Any, task: Task, run: Run) -> Comparison | None:

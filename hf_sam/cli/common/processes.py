@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,3 +43,12 @@ def part() -> None:
     """End the group of processes, whose threads could abort a Python that is shutting down."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def splits_weights(training: Any) -> bool:
+    """Say whether FSDP or DeepSpeed, asked for here or by the launcher, may leave a process with a part of them."""
+    return bool(getattr(training, "deepspeed", None) or training.fsdp or _launched("DEEPSPEED") or _launched("FSDP"))
+
+
+def _launched(engine: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() in ("1", "true")

@@ -36,6 +36,8 @@ def run_facts(args: ScriptArguments, training: Any, task: Task, history: list[di
     logged = [entry for entry in history if entry.get("sam/perturbed") and "sam/sharpness" in entry]
     if training.sam_variant != "none":
         facts["rho"] = training.rho
+    if args.average_weights is not None:
+        facts["average_weights"] = args.average_weights
     if logged:
         facts["sharpness"] = logged[-1]["sam/sharpness"]
     return facts
@@ -68,6 +70,8 @@ def show(task: Task, results: dict[str, Any], folder: Path, *, console: Console 
 def _lines(task: Task, results: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     lines = [("model", f"{type(task.model).__name__}, {results['parameters']:,} parameters")]
     lines.append(("method", _method(results)))
+    if "average_weights" in results and "train_runtime" in results:
+        lines.append(("kept", f"the mean of the weights after {results['average_weights']:.0%} of the run"))
     if results["label_noise"]:
         lines.append(
             ("label noise", f"{results['flipped_labels']:,} training labels ({results['label_noise']:.0%}) are wrong")

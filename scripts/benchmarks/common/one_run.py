@@ -25,14 +25,20 @@ from scripts.benchmarks.common.kept_scores import kept_scores
 from scripts.benchmarks.common.memory import forget_peak, peak_bytes
 from scripts.benchmarks.common.runs import Cell
 
+HELD_OUT = 0.2
+"""Share of the training data, wrong labels and all, that a run is stopped by."""
 Curve = list[list[float | None]]
 
 
 def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict[str, Any]:
     """Train and evaluate; return what to keep of it. The model goes into `keep` if that is given.
 
-    The argument "robustness" is not one of finetune.py: it says what `kept_scores` measures of the model.
+    The argument "robustness" is not one of finetune.py: it says what `kept_scores` measures of the model. A run that
+    holds training data out to stop by is judged on the evaluation file, which it has not seen.
     """
+    stops = "early_stopping_patience" in arguments
+    if stops:
+        arguments = arguments | _judged_on_test(arguments)
     flags = [str(part) for name, value in arguments.items() if name != "robustness" for part in (f"--{name}", value)]
     if "suspects" not in arguments:
         flags += ["--suspects", "False"]  # a pass over the training data that a grid does not need
@@ -43,6 +49,8 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
         args, training = parse(flags, defaults)
         forget_peak()
         results = finetune(args, training)
+        if stops:
+            results |= {f"eval_{name[5:]}": value for name, value in results.items() if name.startswith("test_")}
         memory = peak_bytes()
         wanted = arguments.get("robustness")
         robustness = {"robustness": kept_scores(folder, args, training, wanted)} if wanted else {}
@@ -51,7 +59,7 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
     evaluations = [entry for entry in state["log_history"] if "eval_runtime" in entry]
     kept = {name: value for name, value in results.items() if name.startswith(("eval_", "train_", "suspects"))}
     curves = curves_of(state["log_history"], metric)
-    reached = [entry[2] for entry in curves["eval"] if entry[2] is not None]
+    reached = [entry[2] for entry in curves["eval"] if entry[2] is not None and not stops]
     radii = [entry["sam/rho"] for entry in state["log_history"] if entry.get("sam/perturbed")]
     return {
         **cell._asdict(),
@@ -68,6 +76,12 @@ def run(arguments: dict[str, Any], cell: Cell, keep: Path | None = None) -> dict
         "arguments": shown(arguments),
         "environment": environment(),
     }
+
+
+def _judged_on_test(arguments: dict[str, Any]) -> dict[str, Any]:
+    of_test = {"test_file": arguments["validation_file"], "max_predict_samples": arguments["max_eval_samples"]}
+    kept = {"save_strategy": arguments["eval_strategy"], "save_only_model": True, "save_total_limit": 1}
+    return {"hold_out": HELD_OUT, **of_test, **kept, "do_predict": True}
 
 
 def _train_time(results: dict[str, Any], evaluations: float) -> float:
