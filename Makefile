@@ -106,11 +106,12 @@ clean:  ## remove the virtual environments, build files and caches; outputs stay
 	@find hf_sam scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call install,python,venv,constraints,extras)
+# --no-compile: half of the time would go into compiling files that are never imported. Those that are, are then.
 define install
 	@$(1) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version if sys.version_info < (3, 10) else 0)'
 	@echo "Installing into $(2) (minutes the first time)"
 	@$(1) -m venv $(2)
-	@$(2)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -c $(3) -e '.[$(4)]'
+	@$(2)/bin/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check -c $(3) -e '.[$(4)]'
 	@touch $@
 endef
 

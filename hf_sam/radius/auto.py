@@ -35,7 +35,10 @@ SURE = (0.3, 0.1)
 REST = 0.01
 """Share of the first loss below which there is nothing left to gain, and steps are plain ones."""
 CHECK = 10
-"""Steps from one look at whether there is anything to gain to the next. Looking waits for the device."""
+"""Steps from one look at whether there is anything to gain to the next. Looking waits for the device.
+
+A perturbation that a new share of memorisation leaves without a length comes to rest at once.
+"""
 
 NO_SHARE = (
     "`SAMConfig(rho='auto')` needs a loss that falls from above 0 towards 0, and the mean of the first %d is %.3g: no "
@@ -126,7 +129,7 @@ class Auto(Radius):
         good, mean = is_finite(loss), self._losses[1]
         kept = torch.where(good, loss, mean)
         measuring = self._steps < self._patience
-        self._memorisation.observe(kept, mean if measuring else self._losses[0])
+        jumped = self._memorisation.observe(kept, mean if measuring else self._losses[0])
         if measuring:
             self._losses = torch.where(good, self._first(loss), self._losses)
             self._last = torch.where(good, loss, self._last.to(loss.device))
@@ -136,7 +139,8 @@ class Auto(Radius):
         if self._steps == self._patience:
             self._losses = self._known()
             self._lines = self._lines_in_the_loss()
-        if self._steps > self._patience and (self._steps - self._patience) % CHECK == 0:
+        since = self._steps - self._patience
+        if since > 0 and (since % CHECK == 0 or (jumped and not self._idle)):
             self._look()
 
     def _look(self) -> None:

@@ -55,17 +55,18 @@ class Memorisation:
             self._pass, self._second = whole, False
         self._second = passes + JUST_BEFORE - whole >= 0.5
 
-    def observe(self, loss: Tensor, first: Tensor) -> None:
-        """Take in the loss of that step and L_0, both finite and 0-dim."""
+    def observe(self, loss: Tensor, first: Tensor) -> bool:
+        """Take in the loss of that step and L_0, both finite and 0-dim; return whether the share is another now."""
         self._sums, self._before, self._found = (
             kept.to(loss.device) for kept in (self._sums, self._before, self._found)
         )
-        begins_second = self._second and not self._counts[1]
-        if begins_second and self._pass:
+        jumps = self._second and not self._counts[1] and self._pass > 0
+        if jumps:
             self._jump(first)
         half = int(self._second)
         self._sums[half].add_(loss)
         self._counts[half] += 1
+        return jumps
 
     def _jump(self, first: Tensor) -> None:
         """Add the jump into this pass, of which the first half is over."""

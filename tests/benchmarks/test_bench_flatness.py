@@ -20,7 +20,7 @@ def test_it_prints_and_writes_what_each_library_finds(
 ) -> None:
     file = real_data / "glue" / "sst2" / "train.parquet"
     output = tmp_path / "flatness.json"
-    sizes = ["--examples", "8", "--batch", "4", "--rounds", "1"]
+    sizes = ["--examples", "4", "--batch", "2", "--rounds", "1"]
     bench_flatness.main(["--data", str(file), *sizes, "--output", str(output)])
     found = json.loads(output.read_text(encoding="utf-8"))
     present = [name for name, each in bench_flatness.LIBRARIES.items() if importlib.util.find_spec(each.module)]

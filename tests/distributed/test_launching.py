@@ -113,6 +113,7 @@ def test_ddp_trains_what_torchrun_trains(torchrun_result: dict[str, Any], tmp_pa
         assert same_weights(process, torchrun_result)
 
 
+@pytest.mark.everything  # two machines train as one in test_nodes.py, by a recipe of the docs in test_recipes.py
 def test_two_machines_train_what_torchrun_trains(torchrun_result: dict[str, Any], tmp_path: Path) -> None:
     argv = runs(tmp_path, {"run": [*DIGITS, "--output_dir", str(tmp_path / "out")]})
     here = ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", free_port()]

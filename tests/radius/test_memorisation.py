@@ -150,6 +150,18 @@ def test_auto_leaves_a_model_alone_that_still_learns_and_perturbs_one_that_memor
     assert 6 * STEPS > PATIENCE
 
 
+@pytest.mark.parametrize("steps", [3, 8, 30])
+def test_a_short_run_that_memorises_nothing_takes_one_step_of_two_passes_at_most(steps: int) -> None:
+    """The first look is at the first share, not ten steps after the first losses."""
+    radius, taken = Auto(), []
+    for t in range(3 * steps):
+        context = StepContext(step=t, steps=3 * steps, passes=t / steps)
+        radius.note(context)
+        taken.append(isinstance(radius.at(context), torch.Tensor))
+        radius.observe(torch.tensor(2.0 * math.exp(-t / steps / 2)), None)
+    assert sum(taken) <= 1
+
+
 def test_another_ones_state_is_refused() -> None:
     good = Memorisation(1.0).state_dict()
     for change in ({"pass": -1}, {"first_half": 1.5}, {"sums": torch.zeros(3)}, {"found": None}):
