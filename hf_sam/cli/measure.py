@@ -78,7 +78,8 @@ def _parsed(argv: list[str], names: Names) -> tuple[argparse.Namespace, Any, Any
     parser.add_argument("--folds", type=int, default=8, help="of the examples, for the comparison (8; 0: none)")
     parser.add_argument("--parameters", default="trainable", help="which, as sam_parameters (all)")
     parser.add_argument("--card", action="store_true", help="add the numbers to the checkpoints' model cards")
-    parser.add_argument("--report", type=Path, default=Path("outputs/flatness"), help="folder (outputs/flatness)")
+    where = Path("outputs/flatness")
+    parser.add_argument("--report", "--output_dir", type=Path, default=where, help=f"folder of the report ({where})")
     asked.add_arguments(parser)
     if {"-h", "--help"} & set(argv):
         parser.print_help()

@@ -59,8 +59,9 @@ def test_the_report_holds_every_measurement_of_every_checkpoint(written: Path) -
 
 
 def test_the_table_is_printed(checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    quick = [*QUICK, "--landscape", "0", "--folds", "0", "--report", str(tmp_path), "--disable_tqdm", "True"]
-    assert measure.main([checkpoints[0], *quick, "--card"]) == 0
+    quick = [*QUICK, "--landscape", "0", "--folds", "0", "--disable_tqdm", "True"]
+    assert measure.main([checkpoints[0], *quick, "--card", "--output_dir", str(tmp_path)]) == 0
+    assert (tmp_path / "report.html").exists(), "as of the other programs"
     card = Path(checkpoints[0].removeprefix("first="), "README.md").read_text(encoding="utf-8")
     assert "### Flatness of the loss" in card
     assert "### Sharpness-aware minimization" in card
