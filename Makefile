@@ -107,11 +107,12 @@ clean:  ## remove the virtual environments, build files and caches; outputs stay
 
 # $(call install,python,venv,constraints,extras)
 # --no-compile: half of the time would go into compiling files that are never imported. Those that are, are then.
+# --use-pep517: the pip of Python 3.10 would build seqeval, which has no wheel, in a way that no longer works.
 define install
 	@$(1) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version if sys.version_info < (3, 10) else 0)'
 	@echo "Installing into $(2) (minutes the first time)"
 	@$(1) -m venv $(2)
-	@$(2)/bin/python -m pip install --quiet --quiet --no-compile --disable-pip-version-check -c $(3) -e '.[$(4)]'
+	@$(2)/bin/python -m pip install --quiet --quiet --no-compile --use-pep517 --disable-pip-version-check -c $(3) -e '.[$(4)]'
 	@touch $@
 endef
 

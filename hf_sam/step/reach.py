@@ -141,8 +141,6 @@ class Reach:
             self._room = before
 
     def _visit_tensor(self, tensor: Tensor, path: str, place: Place) -> None:
-        if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
-            return  # trained: the optimizer's, or moved and brought back
         inner: Any = tensor
         if is_traceable_wrapper_subclass(inner):  # a shard, or quantised: what it is made of
             for name in inner.__tensor_flatten__()[0]:

@@ -70,11 +70,13 @@ def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
     """Return the one configuration meant by the two arguments of the trainer.
 
     Raises:
-        TypeError: if `sam_config` is not a `SAMConfig`.
+        TypeError: if `sam_config` is not a `SAMConfig`, or is given as `args`.
         ValueError: if both carry one: there is no precedence to guess.
     """
     if sam_config is not None and not isinstance(sam_config, SAMConfig):
         raise TypeError(f"`sam_config` must be a SAMConfig, got {sam_config!r}.")
+    if isinstance(args, SAMConfig) and not isinstance(args, TrainingArguments):
+        raise TypeError("`args` must be TrainingArguments, got a SAMConfig: give it as sam_config=SAMConfig(...).")
     if holds_settings(args):
         if sam_config is not None:
             raise ValueError(

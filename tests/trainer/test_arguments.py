@@ -306,6 +306,12 @@ def test_an_unknown_preset_is_refused_with_a_guess(tmp_path: Path) -> None:
         SAMTrainingArguments(str(tmp_path), preset="ful", **QUIET)
 
 
+def test_a_configuration_given_as_arguments_is_told_its_place() -> None:
+    config: Any = SAMConfig(rho=0.1)
+    with pytest.raises(TypeError, match=r"`args` must be TrainingArguments, got a SAMConfig: .* sam_config="):
+        SAMTrainer(nn.Linear(1, 1), config)
+
+
 def test_a_setting_given_to_the_trainer_is_told_its_place(plain: TrainingArguments) -> None:
     with pytest.raises(TypeError, match=r"`rho` is a setting of SAM .*: give sam_config=SAMConfig\(rho=0\.1\)"):
         SAMTrainer(nn.Linear(1, 1), plain, rho=0.1)

@@ -93,6 +93,22 @@ class Remembering(Trainer):
         return loss
 
 
+class Teaching(Trainer):
+    """Moves a teacher of its own, which asks for gradients as the student that it was copied from does."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.teacher = copy.deepcopy(self.model)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            for slow, fast in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
+                slow.lerp_(fast, 0.3).add_(0.01)
+            expected = self.teacher(inputs["x"])["logits"]
+        logits = model(x=inputs["x"])["logits"]
+        return cross_entropy(logits, inputs["labels"]) + (logits - expected).square().mean()
+
+
 class Globally(Trainer):
     """Counts where nothing looks."""
 
@@ -106,6 +122,7 @@ KINDS = {
     "batch": (InPlace, Net),
     "streams": (Drawing, Net),
     "trainer": (Remembering, Net),
+    "teacher": (Teaching, Net),
     "model": (Trainer, Momentum),
 }
 
