@@ -127,7 +127,8 @@ class Reach:
     @contextmanager
     def _small(self, value: Any) -> Iterator[None]:
         """Forget what is found inside if it is so much that `value` is data; modules may hold any number."""
-        before, found = self._room, (self.states, self.generators, self.iterators)
+        before = self._room
+        found: tuple[list[Any], ...] = (self.states, self.generators, self.iterators)
         lengths = [len(one) for one in found]
         self._room = math.inf if isinstance(value, nn.Module) else min(before, len(self.states) + MOST)
         try:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -70,13 +70,11 @@ def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
     """Return the one configuration meant by the two arguments of the trainer.
 
     Raises:
-        TypeError: if `sam_config` is not a `SAMConfig`, or is given as `args`.
+        TypeError: if `sam_config` is not a `SAMConfig`.
         ValueError: if both carry one: there is no precedence to guess.
     """
     if sam_config is not None and not isinstance(sam_config, SAMConfig):
         raise TypeError(f"`sam_config` must be a SAMConfig, got {sam_config!r}.")
-    if isinstance(args, SAMConfig) and not isinstance(args, TrainingArguments):
-        raise TypeError("`args` must be TrainingArguments, got a SAMConfig: give it as sam_config=SAMConfig(...).")
     if holds_settings(args):
         if sam_config is not None:
             raise ValueError(
@@ -87,16 +85,19 @@ def resolve_config(args: Any, sam_config: SAMConfig | None) -> SAMConfig:
     return sam_config if sam_config is not None else SAMConfig()
 
 
-def refuse_misplaced(init: Any, kwargs: Mapping[str, Any]) -> None:
-    """Raise for a setting of SAM that was given to the trainer itself.
+def refuse_misplaced(init: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise for settings of SAM that were given to the trainer itself, one or all of them.
 
     Args:
         init: the constructor of the trainer that the mixin stands before.
-        kwargs: what it is to be called with.
+        args: what it is to be called with.
+        kwargs: likewise, by name.
 
     Raises:
         TypeError: with the right place.
     """
+    if any(isinstance(one, SAMConfig) and not isinstance(one, TrainingArguments) for one in (*args, *kwargs.values())):
+        raise TypeError("`args` must be TrainingArguments, got a SAMConfig: give it as sam_config=SAMConfig(...).")
     for name in (*FIELDS, "preset"):
         if name in kwargs and name not in inspect.signature(init).parameters:
             one = f"SAMConfig.preset({kwargs[name]!r})" if name == "preset" else f"SAMConfig({name}={kwargs[name]!r})"

@@ -73,7 +73,7 @@ class SAMTrainerMixin(SomeTrainer):
 
     def __init__(self, *args: Any, sam_config: SAMConfig | None = None, **kwargs: Any) -> None:
         given = next((a for a in (*args, *kwargs.values()) if isinstance(a, TrainingArguments)), None)
-        refuse_misplaced(super().__init__, kwargs)
+        refuse_misplaced(super().__init__, args, kwargs)
         config = resolve_config(given, sam_config)
         active = config.sam_variant != PLAIN
         if active:
