@@ -39,7 +39,7 @@ from scripts.benchmarks.evidence import (
 )
 from scripts.benchmarks.evidence.pages import check_places, pages, with_tables
 
-SHOWN = ("full", "free", "adamw, half of the epochs")
+SHOWN = ("full", "free", "adamw, half of the epochs", "adamw, early stopping")
 """Methods in the picture of the presets in fine-tuning."""
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
@@ -113,9 +113,13 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     "lora losses": lambda results: method_tables.losses(results, "lora"),
     **of_grid("ablations"),
     **of_grid("radius"),
+    "radius full against": lambda results: method_tables.versus(results, "radius", "full", "adamw"),
     "radius losses": lambda results: method_tables.losses(results, "radius"),
     "radius kept": lambda results: kept_tables.kept(results, "radius"),
     "radius kept full": lambda results: kept_tables.kept_differences(results, "radius", "full"),
+    "radius kept against half": partial(
+        kept_tables.kept_differences, name="radius", method="full", other="adamw, half of the epochs"
+    ),
     "radius kept free": lambda results: kept_tables.kept_differences(results, "radius", "free"),
     "suspects": suspects_table.table,
     "peers": peer_tables.peers,

@@ -17,7 +17,7 @@ from hf_sam.cli.common.arguments import ScriptArguments
 from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks.common.runs import Cell, write_run
 from scripts.benchmarks.evidence import noise_plot, reference_tables, regime_tables
-from scripts.benchmarks.evidence.method_tables import differences, lines_of, losses, read, scores
+from scripts.benchmarks.evidence.method_tables import differences, lines_of, losses, read, scores, versus
 from scripts.benchmarks.evidence.peer_tables import peers, survived
 
 ACCURACY = {
@@ -53,6 +53,11 @@ def test_a_table_of_scores_has_means_spreads_the_best_on_the_way_seeds_and_the_t
     ]
 
 
+def test_a_method_with_fewer_seeds_than_the_others_says_so(results: Path) -> None:
+    next((results / "noise" / "runs").glob("digits-40_full_3*")).unlink()
+    assert "| full | 96.0 ± 0.0 | 82.0 ± 2.8 (n = 2) | 2.00x |" in scores(results, "noise", "digits")
+
+
 def test_a_table_of_differences_has_intervals_p_values_and_the_same_time(results: Path) -> None:
     lines = differences(results, "noise", "digits")
     assert lines[0] == "| against adamw | digits, 0 % (n = 3) | digits, 40 % (n = 3) |"
@@ -60,6 +65,16 @@ def test_a_table_of_differences_has_intervals_p_values_and_the_same_time(results
     clean, noisy = "-1.0 (-3.5 to +1.5), p 0.23, Holm 0.45", "+22.0 (+17.0 to +27.0), p 0.0027, Holm 0.011"
     assert lines[2] == f"| full | {clean} | {noisy} |"
     assert lines[3] == "| full, against adamw in its time |  | +24.0 (+14.1 to +33.9), p 0.0091, Holm 0.027 |"
+
+
+def test_a_method_is_compared_with_every_other_one_on_the_tasks_it_was_run_on(results: Path) -> None:
+    clean, noisy = "-1.0 (-3.5 to +1.5), p 0.23, Holm 0.23", "+22.0 (+17.0 to +27.0), p 0.0027, Holm 0.0082"
+    assert versus(results, "noise", "full", "adamw") == [
+        "| full, against | digits, 0 % (n = 3) | digits, 40 % (n = 3) |",
+        "|---|---|---|",
+        f"| adamw | {clean} | {noisy} |",
+        "| adamw, time of full |  | +24.0 (+14.1 to +33.9), p 0.0091, Holm 0.018 |",
+    ]
 
 
 def test_a_table_of_losses_has_means_and_differences_of_the_methods_that_were_run(results: Path) -> None:
@@ -83,6 +98,12 @@ def test_what_a_decision_needs_is_in_one_row(results: Path, monkeypatch: pytest.
     monkeypatch.setattr(regime_tables, "words", lambda: {"regimes": [row | {"short": "adamw, time of full"}]})
     shorter = "| digits (n = 3) | 62.0, 0.38 | 60.0, 0.40 (2.00x) | - | 84.0, 0.16 (2.00x) |"
     assert regime_tables.regimes(results)[2] == shorter
+
+
+def test_a_ratio_has_the_interval_that_was_measured() -> None:
+    measured = {"time_ratio": 1.5, "time_ratio_interval": [1.4, 1.618]}
+    assert regime_tables.with_interval(measured) == "1.50x (1.40 to 1.62)"
+    assert regime_tables.with_interval({"time_ratio": 1.5}) == "1.50x"
 
 
 def test_a_regime_without_a_run_is_one_line(results: Path) -> None:

@@ -42,6 +42,9 @@ def test_differences_have_p_values_corrected_over_the_table(results: Path) -> No
     # of -0.3, -0.5, -0.7 and of 20, 30, 40 points: t = 4.33 and 5.20 with two degrees of freedom
     assert line.split(" | ")[1] == "-0.50, p 0.049, Holm 0.07"
     assert line.split(" | ")[6] == "+30.00, p 0.035, Holm 0.07"
+    header, _, line = kept_tables.kept_differences(results, "radius", "adamw", other="full")
+    assert header.startswith("| adamw - full |")
+    assert line.split(" | ")[6] == "-30.00, p 0.035, Holm 0.07"
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = r"https://raw\.githubusercontent\.com/hf-sam/hf_sam/main/([\w./]+)"
+"""A file of this repository where an index of packages finds it."""
 DOCS = ROOT / "docs"
 GENERATED = re.compile(r"<!-- table: [\w ]+ -->\n.*?<!-- end -->", re.DOTALL)
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\n$")

@@ -11,7 +11,7 @@ import pytest
 
 from hf_sam import VARIANTS
 from hf_sam.trainer.logs import KEYS
-from tests.docs.pages import DOCS, ROOT, in_navigation, links_in, pages, settings, words_in
+from tests.docs.pages import DOCS, PUBLISHED, ROOT, in_navigation, links_in, pages, settings, words_in
 from tests.test_words import riddles
 
 PAGES = pages()
@@ -21,8 +21,6 @@ PUBLIC = [
     name for name in ("hf_sam", "hf_sam.sharpness", "hf_sam.robustness") if (ROOT / name.replace(".", "/")).is_dir()
 ]
 """Packages whose names are for users."""
-PUBLISHED = r"https://raw\.githubusercontent\.com/hf-sam/hf_sam/main/([\w./]+)"
-"""A file of this repository where an index of packages finds it."""
 
 
 def test_a_page_is_read_in_a_few_minutes() -> None:

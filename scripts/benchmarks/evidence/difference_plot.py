@@ -41,7 +41,7 @@ def figure_of(results: Path, name: str, methods: tuple[str, ...]) -> Figure:
     left.set_yticks(range(len(tasks)), [grid.titles[task].replace(", ", ",\n", 1) for task in tasks], fontsize=8)
     left.invert_yaxis()
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     return figure
 
 

@@ -39,19 +39,19 @@ def kept(results: Path, name: str) -> list[str]:
     return markdown(["task", "method", *COLUMNS], rows)
 
 
-def kept_differences(results: Path, name: str, method: str) -> list[str]:
-    """Return the table of a method's differences to the baseline, with p-values corrected over the table."""
+def kept_differences(results: Path, name: str, method: str, other: str | None = None) -> list[str]:
+    """Return the table of a method's differences to another, or the baseline, with p-values corrected over the table."""
     grid, _ = read(results, name)
+    other = other or grid.baseline
     rows: list[tuple[str, list[Paired | None]]] = []
     for task in grid.tasks:
-        sides = (method, grid.baseline)
         pairs = []
         for column in COLUMNS.values():
-            own, other = (scores_by_seed(runs_of(results, name), task, side, *column) for side in sides)
-            pairs.append(paired(own, other))
+            sides = (scores_by_seed(runs_of(results, name), task, side, *column) for side in (method, other))
+            pairs.append(paired(*sides))
         if any(pairs):
             rows.append((grid.titles[task], pairs))
-    return markdown([f"{method} - {grid.baseline}", *COLUMNS], with_p(rows, _signed))
+    return markdown([f"{method} - {other}", *COLUMNS], with_p(rows, _signed))
 
 
 def scores_by_seed(runs: list[dict[str, Any]], task: str, method: str, condition: str, metric: str) -> Found:

@@ -60,7 +60,9 @@ def scores(results: Path, name: str, tasks: str = "") -> list[str]:
     for method in grid.methods:
         lines = [task.get(method) for task in chosen.values()]
         if any(lines):
-            rows.append([method, *[reached(line) for line in lines], cost(lines)])
+            counts = [max(len(line.scores) for line in task.values()) for task in chosen.values()]
+            cells = [reached(line, seeds) for line, seeds in zip(lines, counts, strict=True)]
+            rows.append([method, *cells, cost(lines)])
     return markdown(["method", *[heading(grid, task, chosen) for task in chosen], "time"], rows)
 
 
@@ -77,6 +79,22 @@ def differences(results: Path, name: str, tasks: str = "") -> list[str]:
             cells = [line.same_time if line else None for line in lines]
             rows.append((f"{method}, against {grid.baseline} in its time", cells))
     header = [f"against {grid.baseline}", *[heading(grid, task, chosen) for task in chosen]]
+    return markdown(header, with_p(rows, points))
+
+
+def versus(results: Path, name: str, method: str, others: str) -> list[str]:
+    """Return the table of a method's differences, in points, to the methods whose names start with `others`."""
+    grid, summary = read(results, name)
+    chosen = {task: lines for task, lines in summary.items() if method in lines}
+    rows: list[tuple[str, list[Paired | None]]] = []
+    for other in grid.methods:
+        lines = [task.get(other) if other.startswith(others) else None for task in chosen.values()]
+        if other != method and any(lines):
+            own = [task[method].scores for task in chosen.values()]
+            rows.append(
+                (other, [paired(mine, line.scores) if line else None for mine, line in zip(own, lines, strict=True)])
+            )
+    header = [f"{method}, against", *[heading(grid, task, chosen) for task in chosen]]
     return markdown(header, with_p(rows, points))
 
 
@@ -133,12 +151,13 @@ def heading(grid: Grid, task: str, summary: Summary) -> str:
     return f"{grid.titles[task]} (n = {seeds})"
 
 
-def reached(line: Line | None) -> str:
-    """Return a score and, in brackets, the best on the way where that is higher."""
+def reached(line: Line | None, seeds: int) -> str:
+    """Return a score and, in brackets, the best on the way where that is higher, and the seeds where they are fewer."""
     if line is None:
         return ""
     more = line.best is not None and round(line.best, 1) > round(line.mean, 1)
-    return score(line) + (f" ({line.best:.1f})" if more else "")
+    fewer = f" (n = {len(line.scores)})" if len(line.scores) < seeds else ""
+    return score(line) + (f" ({line.best:.1f})" if more else "") + fewer
 
 
 def cost(lines: list[Line | None]) -> str:

@@ -12,7 +12,7 @@ from scripts.benchmarks.evidence.method_tables import read
 from scripts.benchmarks.evidence.pages import markdown
 
 SHOWN = {
-    "radius": ("subj_noise", "mpqa_noise", "mpqa"),
+    "radius": ("subj_noise", "mpqa_noise", "agnews_noise", "mpqa"),
     "noise": ("digits_0", "digits_40", "fashion_40", "cifar10_40"),
 }
 """By grid, the tasks that the table of presets has; the evidence has all of them."""

@@ -13,15 +13,15 @@ from scripts.benchmarks.evidence.bench_tables import words
 from scripts.benchmarks.evidence.method_tables import lines_of, loss_by_seed, runs_of
 from scripts.benchmarks.evidence.pages import markdown
 
-Times = tuple[float, float | None, float | None]
-"""Seconds of a plain step, and what a step of one pass and one of two take of it."""
+Times = tuple[float, str, str]
+"""Seconds of a plain step, and what a step of one pass and one of two take of it, for people."""
 
 
 def regimes(results: Path) -> list[str]:
-    """Return the table of accuracy, test loss and time by regime: AdamW, stopped early, one pass, two passes.
+    """Return the table of accuracy, test loss and time by regime: AdamW, its best shorter run, one pass, two passes.
 
-    Stopped early: a shorter run where there is one, else the best evaluation on the way if it was better, without its
-    loss.
+    Best shorter run: that with fewer epochs where there is one, else the best evaluation on the way if it was better,
+    without its loss.
     """
     rows = []
     for regime in words()["regimes"]:
@@ -35,7 +35,7 @@ def regimes(results: Path) -> list[str]:
         best = "-" if plain.best in (None, plain.mean) else f"{plain.best:.1f}"
         row = [f"{regime['what']} (n = {len(plain.scores)})", cells["plain"].removesuffix(" (1.00x)")]
         rows.append([*row, cells.get("short", best), cells["one"], cells["two"]])
-    return markdown(["accuracy (%), test loss", "AdamW", "stopped early", "one pass", "two passes"], rows)
+    return markdown(["accuracy (%), test loss", "AdamW", "best shorter run", "one pass", "two passes"], rows)
 
 
 def _cell(line: Line | None, losses: dict[int, float]) -> str:
@@ -53,8 +53,7 @@ def sizes(results: Path) -> list[str]:
         found = _of_runs(results, row) if "grid" in row else _of_bench(results, row)
         if found is not None:
             plain, one, two = found
-            cells = ["not timed" if ratio is None else f"{ratio:.2f}x" for ratio in (one, two)]
-            rows.append([row["what"], f"{1000 * plain:,.0f} ms", *cells])
+            rows.append([row["what"], f"{1000 * plain:,.0f} ms", one, two])
     return markdown(["", "plain step", "one pass", "two passes"], rows)
 
 
@@ -64,7 +63,7 @@ def _of_runs(results: Path, row: dict[str, Any]) -> Times:
     plain = [r for r in runs_of(results, row["grid"]) if (r["task"], r["method"]) == cell and "train_time" in r]
     seconds = statistics.median(run["train_time"] / run["steps"] for run in plain)
     one, two = (lines[row[side]].time if row[side] in lines else None for side in ("one", "two"))
-    return seconds, one, two
+    return seconds, *("not timed" if ratio is None else f"{ratio:.2f}x" for ratio in (one, two))
 
 
 def _of_bench(results: Path, row: dict[str, Any]) -> Times | None:
@@ -73,4 +72,10 @@ def _of_bench(results: Path, row: dict[str, Any]) -> Times | None:
     if not path.exists():
         return None
     found = read_bench(path)["results"]
-    return found["plain"]["seconds_per_step"], found[row["one"]]["time_ratio"], found[row["two"]]["time_ratio"]
+    return found["plain"]["seconds_per_step"], *(with_interval(found[row[side]]) for side in ("one", "two"))
+
+
+def with_interval(case: dict[str, Any]) -> str:
+    """Return a ratio of times with its 95 % interval, where the benchmark has one."""
+    ends = [f"{end:.2f}" for end in case.get("time_ratio_interval", ())]
+    return f"{case['time_ratio']:.2f}x" + (f" ({' to '.join(ends)})" if ends else "")
