@@ -40,7 +40,7 @@ def kept(results: Path, name: str) -> list[str]:
 
 
 def kept_differences(results: Path, name: str, method: str, other: str | None = None) -> list[str]:
-    """Return the table of a method's differences to another, or the baseline, with p-values corrected over the table."""
+    """Return the table of a method's differences to another (the baseline), with p-values corrected over the table."""
     grid, _ = read(results, name)
     other = other or grid.baseline
     rows: list[tuple[str, list[Paired | None]]] = []
