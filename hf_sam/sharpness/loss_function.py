@@ -162,6 +162,7 @@ class LossFunction:
         pieces = torch.split(vector, [p.numel() for p in self.parameters])
         return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self.parameters, strict=True)]
 
+    @torch.no_grad()
     def _add(self, total: Tensor, pieces: Sequence[Tensor], factor: float) -> None:
         """Add the pieces of a vector, times a factor, to the vector `total`."""
         places = torch.split(total, [p.numel() for p in self.parameters])

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
+from torch.autograd.function import BackwardCFunction, once_differentiable
 
 ONCE = (
     "The loss has no second derivative, which eigenvalues, trace and density need ({}). Use "
     "attn_implementation='eager' and plain PyTorch in place of what can be differentiated once (fused kernels, custom "
     "functions, cdist), or measure what needs gradients only: sam_sharpness, worst_case, average_case."
 )
+ONCE_DIFFERENTIABLE = once_differentiable(lambda ctx: None).__code__
+"""Of every function that the decorator makes. What a code object is called is known from Python 3.11 on."""
 
 
 @contextmanager
@@ -69,7 +71,7 @@ def check_custom_functions(loss_function: Any, model: Any, batch: Any) -> None:
     if not custom:
         return
     names = ", ".join(each.__name__ for each in custom)
-    if any("once_differentiable" in each.backward.__code__.co_qualname for each in custom):
+    if any(each.backward.__code__ is ONCE_DIFFERENTIABLE for each in custom):
         raise NotImplementedError(ONCE.format(f"{names} is marked with @once_differentiable"))
     w = loss_function.weights()
     v = torch.randn(len(w), generator=torch.Generator().manual_seed(0), dtype=w.dtype).to(w.device)

@@ -39,9 +39,9 @@ def is_users_own(cls: type, itself: bool = False) -> bool:
     )
 
 
-def root_of(module: str | None) -> str:
-    """Return the name of the package that a module is in."""
-    return (module or "").partition(".")[0]
+def root_of(module: Any) -> str:
+    """Return the name of the package that a module is in; of what is no name (a slot of a class's), nothing."""
+    return module.partition(".")[0] if isinstance(module, str) else ""
 
 
 def is_iterator(value: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from hf_sam import SAMTrainer
@@ -52,6 +53,7 @@ def test_what_each_library_raises_is_known(write: Callable[[Path], Any], tmp_pat
     [
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (SafetensorError('Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "" })'), True),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
         (RuntimeError("expected all tensors to be on the same device"), False),
         (RuntimeError("PytorchStreamReader failed reading zip archive [enforce fail at inline_container.cc:1]"), False),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hf_sam.step.left_alone import root_of
 from hf_sam.step.reach import Reach
 from hf_sam.step.replay import ChangedState, RandomState, devices_of
 from tests.compare import bits, same_bits
@@ -210,3 +211,9 @@ def test_the_copies_survive_changes_of_the_model() -> None:
         model.value.add_(1)
         state.restore()
         assert torch.equal(model.value, torch.ones(3))
+
+
+def test_a_class_whose_module_is_no_name_belongs_to_no_library() -> None:
+    """NumPy's older generators say so on Python 3.10: what stands there is a slot."""
+    assert root_of(object()) == ""
+    assert (root_of("torch.nn.modules"), root_of(None)) == ("torch", "")

@@ -18,7 +18,7 @@ from hf_sam.cli.common.errors import UserError, one_line
 _NUMBERS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 # safetensors and torch write in another language, and pass on what the system said as text, torch not even that.
 _TORCH = re.compile(r"PytorchStreamWriter|unexpected pos \d+ vs \d+")
-_TEXTS = re.compile(rf"os error (28|122|27|30)\b|No space left on device|{_TORCH.pattern}")
+_TEXTS = re.compile(rf"(os error|Os \{{ code:) (28|122|27|30)\b|No space left on device|{_TORCH.pattern}")
 
 
 @contextmanager
