@@ -38,6 +38,8 @@ from hf_sam.cli.tasks import TASKS
 from hf_sam.cli.tasks.from_folder import build_from
 from hf_sam.sharpness import SharpnessAnalyzer, compare
 
+EXAMPLES = 256
+"""Of which the flatness is measured; half of them beside the robustness, whose table people wait for."""
 FAULTS = (ValueError, TypeError, RuntimeError, NotImplementedError, OSError, ImportError)
 
 
@@ -65,7 +67,7 @@ def _parsed(argv: list[str], names: Names) -> tuple[argparse.Namespace, Any, Any
         allow_abbrev=False,
     )
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
-    parser.add_argument("--examples", type=int, default=256, help="at most so many, drawn with --seed (256)")
+    parser.add_argument("--examples", type=int, help="at most so many, drawn with --seed (256; with --robustness 128)")
     parser.add_argument("--batch", type=int, default=32, help="examples at a time (32)")
     parser.add_argument("--graphs", type=int, default=1, help="batches whose graph is kept: more memory, less time (1)")
     parser.add_argument("--eigenvalues", type=int, default=5, help="of the Hessian (5)")
@@ -86,6 +88,8 @@ def _parsed(argv: list[str], names: Names) -> tuple[argparse.Namespace, Any, Any
         raise SystemExit(0)
     options, rest = parser.parse_known_args(argv)
     asked.check(options)
+    if options.examples is None:
+        options.examples = EXAMPLES // 2 if options.robustness else EXAMPLES
     script_args, training = parse(rest, {name: entry.defaults for name, entry in TASKS.items()}, names=names)
     options.named, options.metric = _named(options.checkpoints), metric_of(TASKS[script_args.task].defaults)
     return options, script_args, training

@@ -11,6 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from hf_sam import SAMConfig
+from tests.floor import compiles_models
 from tests.models import build
 from tests.options.pairs import trainer_on
 
@@ -49,6 +50,7 @@ CASES = {
 }
 
 
+@compiles_models
 @pytest.mark.parametrize("case", CASES)
 def test_as_many_graphs_as_the_plain_trainer_and_no_more_with_more_steps(case: str, tmp_path: Any) -> None:
     family, scope, settings = CASES[case]

@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from hf_sam import SAMConfig, SAMTrainer
 from tests.covering import covering
+from tests.floor import compiles_models
 from tests.models import FAMILIES
 from tests.promises.runs import PlainScaled, SAMScaled, differences, fingerprint, moved, trainer_for
 
@@ -150,6 +151,7 @@ def whole_batches(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@compiles_models
 @pytest.mark.parametrize(
     "backend", ["aot_eager", pytest.param("inductor", marks=[needs_compiler, pytest.mark.everything])]
 )

@@ -19,6 +19,7 @@ from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.rho_search.find_rho import find_rho
 from hf_sam.step.replay import RandomState
 from tests.compare import bits, same_bits
+from tests.floor import compiles_models
 from tests.models import build
 from tests.options.pairs import maker
 from tests.options.test_trainer_options import OPTIONS, Augmented
@@ -58,7 +59,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=compiles_models) if c == "compiled" else c for c in CASES])
 def test_a_run_after_it_is_the_run_without_it(case: str, tmp_path: Any) -> None:
     family, options = CASES[case]
     runs = []

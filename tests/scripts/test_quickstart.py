@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.floor import evaluates_in_notebooks
 from tests.test_layout import ROOT
 
 NOTEBOOK = ROOT / "scripts" / "examples" / "quickstart.ipynb"
@@ -46,6 +47,7 @@ def shown_by(notebook: Any, source: str, kind: str) -> str:
 
 
 @pytest.mark.slow
+@evaluates_in_notebooks
 def test_the_table_of_a_run_has_a_column_for_what_sam_measured(executed: Any) -> None:
     table = shown_by(executed, "sharp.train()", "text/html")
     for name in ("Step", "Training Loss", "sam/rho", "sam/sharpness", "sam/epsilon_norm"):
@@ -55,6 +57,7 @@ def test_the_table_of_a_run_has_a_column_for_what_sam_measured(executed: Any) ->
 
 
 @pytest.mark.slow
+@evaluates_in_notebooks
 def test_the_range_test_is_a_table_and_a_picture(executed: Any) -> None:
     assert "<b>Start with rho = " in shown_by(executed, "find_rho(", "text/html")
     assert len(shown_by(executed, "found.plot()", "image/png")) > 10_000
@@ -62,6 +65,7 @@ def test_the_range_test_is_a_table_and_a_picture(executed: Any) -> None:
 
 
 @pytest.mark.slow
+@evaluates_in_notebooks
 def test_both_methods_learn(executed: Any) -> None:
     printed = [o.text for cell in executed.cells for o in cell.get("outputs", []) if o.output_type == "stream"]
     lines = [line for text in printed for line in text.splitlines() if "of the test images" in line]
