@@ -10,9 +10,6 @@ import torch
 import transformers
 from packaging.version import Version
 
-OLD_TORCH = Version(torch.__version__) < Version("2.7")
-"""Where sums differ in their last bits with the place of the weights in memory, and in compiled code."""
-
 
 def is_older(package: str, than: str) -> bool:
     """Return whether a package is installed in an older version."""
@@ -22,7 +19,10 @@ def is_older(package: str, than: str) -> bool:
         return False
 
 
-compiles_models = pytest.mark.skipif(OLD_TORCH, reason="compiled, models of transformers 5.5 return None on torch 2.6")
+compiles_models = pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.7"),
+    reason="compiled, models of transformers 5.5 return None on torch 2.6",
+)
 evaluates_in_notebooks = pytest.mark.skipif(
     Version(transformers.__version__) < Version("5.6"),
     reason="in a notebook of transformers 5.5 `evaluate` after `train` raises",

@@ -17,7 +17,6 @@ from hf_sam.step_context import StepContext
 from hf_sam.variants import Variant, make_variant
 from hf_sam.vectors.vectors import global_norm
 from tests.compare import bits, relative_error, same_bits
-from tests.floor import OLD_TORCH
 from tests.reference import methods_numpy, msam_numpy, sam_numpy
 from tests.small_models import Branches, Classifier, backward_closure, square_closure
 from tests.step.test_two_pass import OPTIMIZERS, RHO, batches, classifier, closures
@@ -338,8 +337,7 @@ def test_parameters_come_as_a_model_or_in_groups_too(variant: str, give: Any) ->
         model, closure = small()
         sharpness_aware_grad(closure, form(model), rho=0.3, variant=variant)
         found.append([p.grad for p in model.parameters()])
-    for a, b in zip(*found, strict=True):
-        assert torch.allclose(a, b, atol=1e-7) if OLD_TORCH else torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 WRONG = {

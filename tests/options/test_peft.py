@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from hf_sam import SAMConfig
-from tests.floor import OLD_TORCH, is_older
+from tests.floor import is_older
 from tests.models import build
 from tests.options.pairs import (
     Climbing,
@@ -95,7 +95,7 @@ def test_every_kind_of_adapter_climbs_and_is_an_ordinary_adapter_afterwards(meth
     plain = logits(body, data)
     again = peft.PeftModel.from_pretrained(body, tmp_path / "adapter")
     if method == "lora with biases" and is_older("peft", "0.19"):
-        return  # which does not bring every bias back, without SAM either
+        pytest.skip("PEFT 0.18 does not bring every bias back, without SAM either")
     assert torch.equal(logits(again, data), expected)
     assert not torch.allclose(expected[:, -plain.shape[1] :], plain, atol=1e-4)  # a prompt comes before the text
     if hasattr(again, "merge_and_unload") and method not in ("prompt", "p-tuning", "prefix"):
@@ -206,4 +206,4 @@ def test_the_best_adapter_is_the_one_that_is_there_at_the_end(tmp_path: Any) -> 
         losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
         best, last = trainer.state.best_metric, losses[-1]
         assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
-        assert best < last or OLD_TORCH  # else nothing had to be loaded
+        assert best < last  # else nothing had to be loaded

@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from hf_sam.cli.common import comparison
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.parsing import parse
-from tests.floor import OLD_TORCH
 
 Run = Callable[..., tuple[int, str]]
 
@@ -108,7 +107,7 @@ def test_a_plain_run_that_was_stopped_goes_on(sst2: list[Any], run: Run, tmp_pat
     assert status == 2
     assert f"{out / '_plain'} already holds a model" in errors
     assert run(*argv, "--compare", "--resume_from_checkpoint", "True")[0] == 0
-    assert OLD_TORCH or same(out / "_plain", whole / "_plain")
+    assert same(out / "_plain", whole / "_plain")
     assert same(out, whole)
     assert run(*argv, "--compare", "--overwrite_output_dir")[0] == 0
     assert same(out, whole)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
 from hf_sam import SAMConfig, SAMTrainer, SAMTrainerMixin
-from tests.floor import OLD_TORCH
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -259,5 +258,5 @@ def test_prompts_that_write_into_their_batch_and_weights_train_as_in_the_plain_t
         cls(model, args, train_dataset=data, **kwargs).train()
         found.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
         assert not torch.equal(found[-1], start)
-    assert torch.allclose(found[0], found[1], atol=1e-7) if OLD_TORCH else torch.equal(found[0], found[1])
-    assert not torch.allclose(found[0], found[2], atol=1e-7)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])

@@ -10,13 +10,11 @@ from typing import Any
 
 from hf_sam.cli.common.errors import UserError
 from scripts.benchmarks.common.grids import Grid
-from scripts.benchmarks.common.one_run import run
+from scripts.benchmarks.common.one_run import HELD_OUT, run
 from scripts.benchmarks.common.runs import Cell, read_run, read_runs, write_run
 
 CHOOSING_SEED = 0
 """Of the runs that choose: none of those whose results are reported."""
-HELD_OUT = 0.2
-"""Share of the training data that they are judged on."""
 
 
 class Waiting(Exception):

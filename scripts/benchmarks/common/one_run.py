@@ -26,7 +26,7 @@ from scripts.benchmarks.common.memory import forget_peak, peak_bytes
 from scripts.benchmarks.common.runs import Cell
 
 HELD_OUT = 0.2
-"""Share of the training data, wrong labels and all, that a run is stopped by."""
+"""Share of the training data, wrong labels and all, that a run is stopped by, or a radius chosen by."""
 Curve = list[list[float | None]]
 
 
