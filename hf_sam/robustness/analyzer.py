@@ -37,7 +37,8 @@ class RobustnessAnalyzer:
     what is random in the conditions are the same for every model, so that models can be compared example by example.
 
     The model is what it was afterwards, also after an error: weights, buffers, training mode, attributes, hooks, random
-    streams, caches. It is measured in evaluation mode, through a copy of its weights.
+    streams, caches. It is measured in evaluation mode, through a copy of its weights, which is made with the analyzer:
+    after training on, make a new one.
 
     What the numbers do not mean: rounding is simulated in floating point, no kernel is run and nothing is said about
     speed; corruptions are applied to what the model is given, after resizing and cropping; scores of one training run
@@ -61,6 +62,7 @@ class RobustnessAnalyzer:
     Raises:
         ValueError: if an argument is out of range, or there is no example; by a measurement also if there are no
             labels, or they do not fit the answers.
+        RuntimeError: by a measurement, if the weights have changed since the analyzer was made.
         NotImplementedError: if the model is another kind, or its parameters are cut over processes, on several devices
             or not in memory, or its attention is flash attention.
     """

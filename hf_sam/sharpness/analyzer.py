@@ -61,6 +61,7 @@ class SharpnessAnalyzer:
     Raises:
         ValueError: if an argument is out of range, or there is no example; by a measurement also if the loss cannot be
             put together from batches.
+        RuntimeError: by a measurement, if the weights have changed since the analyzer was made.
         NotImplementedError: if the parameters are cut over processes, complex, on several devices or not in memory, or
             attention is flash attention; by a measurement also if the loss has no second derivative.
     """

@@ -64,10 +64,19 @@ class BorrowedModel:
             raise TypeError(f"{lost[0]} is stored in a form without gradients ({type(chosen[lost[0]]).__name__}).")
         self.parameters = [self._copies[id(p)] for p in chosen.values()]
         self._dtype = dtype
+        self._found = self._states()
 
     @contextmanager
     def with_copies(self) -> Iterator[nn.Module]:
-        """Yield the model with the copies in it; put everything back at the end."""
+        """Yield the model with the copies in it; put everything back at the end.
+
+        Raises:
+            RuntimeError: if the model was trained on since it was copied.
+        """
+        if self._states() != self._found:
+            raise RuntimeError(
+                "The model's weights have changed since this analyzer was made, which copied them: make a new one."
+            )
         with ExitStack() as undo:
             undo.callback(RandomState(devices_of(self.model.parameters())).restore)
             undo.callback(Attributes(self.others).restore)
@@ -93,6 +102,15 @@ class BorrowedModel:
         """Return the batch with its floating-point tensors, such as images, in the dtype of the copies."""
         cast: dict[str, Any] = mapped(batch, lambda t: t.to(self._dtype or t.dtype) if t.is_floating_point() else t)
         return cast
+
+    def _states(self) -> list[tuple[int, int, int]]:
+        """Return which tensors the model has that are copied, where, and how often they were written to."""
+        tensors = {id(t): t for t in (*self.model.parameters(), *self.model.buffers())}
+        return [
+            (key, tensor.data_ptr(), tensor._version)
+            for key, tensor in tensors.items()
+            if key in self._copies and not tensor.is_inference()
+        ]
 
     def _renew(self, versions: Mapping[int, int]) -> None:
         """Give buffers that a forward pass has written into their values back, for the next measurement."""

@@ -112,3 +112,14 @@ def test_a_data_set_and_a_collator_that_draw_leave_the_streams() -> None:
     found = [RobustnessAnalyzer(model, Noisy()).pruned(0.5).scores for _ in range(2)]
     assert found[0] == found[1]
     assert streams() == drawn
+
+
+def test_a_model_that_was_trained_on_is_not_measured_as_it_was() -> None:
+    model, examples = prepared("bert")
+    one = RobustnessAnalyzer(model, examples, batch_size=4)
+    one.as_trained()
+    last = list(model.parameters())[-1]
+    torch.optim.SGD([last], lr=0.1).step()
+    with pytest.raises(RuntimeError, match=r"have changed since this analyzer was made.* make a new one"):
+        one.quantised(4)
+    RobustnessAnalyzer(model, examples, batch_size=4).quantised(4)

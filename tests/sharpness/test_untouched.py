@@ -210,3 +210,13 @@ def test_autocast_around_it_and_inside_of_a_prepared_model_changes_nothing() -> 
     assert SharpnessAnalyzer(prepared_model, examples, dtype="as loaded").loss() != expected
     assert vars(prepared_model)["forward"] is forward
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_model_that_was_trained_on_is_not_measured_as_it_was() -> None:
+    model, examples = prepared("vit")
+    one = SharpnessAnalyzer(model, examples)
+    one.sam_sharpness()
+    torch.optim.SGD([p for p in model.parameters() if p.grad is not None], lr=0.1).step()
+    with pytest.raises(RuntimeError, match=r"have changed since this analyzer was made.* make a new one"):
+        one.sam_sharpness()
+    SharpnessAnalyzer(model, examples).sam_sharpness()
