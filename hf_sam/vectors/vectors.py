@@ -128,11 +128,10 @@ def sum_of(products: list[Tensor | float], params: list[Tensor]) -> Tensor:
 
 def sums(columns: list[list[Tensor | float]], params: list[Tensor]) -> list[Tensor]:
     """Return `sum_of` of several columns of products with one reduction, in the parameters' accumulation dtype."""
-    cpu = params[0].device.type == "cpu"
     if isinstance(params, Shards):
         copies = [params.copies[id(owners[0])] for owners, _ in chunks(params)]
         columns = [[x / n for x, n in zip(column, copies, strict=True)] for column in columns]
-    if cpu:
+    if params[0].device.type == "cpu":
         sums = torch.tensor([float(sum(column)) for column in columns], dtype=torch.float64)
     else:
         sums = torch.stack([torch.as_tensor(x) for column in columns for x in column]).view(len(columns), -1).sum(1)
