@@ -26,6 +26,7 @@ def two_pass_step(
     *,
     rho: Length | LengthOf,
     onto: Gradients | None = None,
+    onto_after: bool = False,
     rounding: StochasticRounding | None = None,
     mixing: GradientMixing = UNMIXED,
     measured: bool = True,
@@ -41,6 +42,8 @@ def two_pass_step(
         variant: which way to climb.
         rho: how far; a number, a 0-dim tensor, or what computes one from the gradient.
         onto: gradients of earlier micro-batches to which the perturbed gradient is added; None to start from nothing.
+        onto_after: whether they are added after the pass where h is mixed with g, so that h is not rounded with them;
+            not where the pass reduces what is in `.grad` over processes.
         rounding: how weights of 16 bits are rounded; to nearest by default.
         mixing: what else is made of h.
         measured: whether epsilon and the cosine are measured on the way back; None where they are not.
@@ -56,6 +59,7 @@ def two_pass_step(
     moved = _with_gradient(params)
     radius = rho(moved, gradients(moved)) if callable(rho) else rho
     mixed = MixedGradient(moved, variant, mixing) if variant.combines or mixing != UNMIXED else None
+    onto, later = ([None] * len(params), onto) if mixed and onto_after else (onto, None)
     added = _AddedGradient(params, onto) if measured or mixed else None
     observer = None
     if measured and added:
@@ -70,6 +74,7 @@ def two_pass_step(
 
     if mixed and added:
         added.write(mixed.of(added.read()))
+    put_gradients_under(params, later)
     return Measurement(usable, radius) if observer is None else observer.result(usable, radius)
 
 
@@ -93,7 +98,7 @@ def take_gradients(params: list[Tensor]) -> Gradients | None:
 
 @torch.no_grad()
 def put_gradients_under(params: list[Tensor], earlier: Gradients | None) -> None:
-    """Add the clean gradient to the gradients from before the step, where no second pass does."""
+    """Add the gradient of a step to the gradients from before it, where no pass has done so."""
     for p, grad in zip(params, earlier, strict=True) if earlier else ():
         if grad is not None:
             p.grad = grad if p.grad is None else grad.add_(p.grad)

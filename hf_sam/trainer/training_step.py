@@ -156,6 +156,7 @@ class TrainingStep:
             planner.variant,
             rho=rho,
             onto=earlier,
+            onto_after=sync is None,
             rounding=run.rounding(self.trainer) if run.config.sam_rounding != "nearest" else None,
             mixing=run.mixing,
             measured=run.sampler.measures(self.trainer.state, self.trainer.args),

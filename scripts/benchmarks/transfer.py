@@ -153,13 +153,16 @@ def _encoder_of(folder: Path, arguments: dict[str, Any]) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing; wrong input is one line on stderr and status 2."""
-    logging.set_verbosity_error()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # not a report of each head that an encoder is loaded without
     try:
         for line in run_all(options_of(argv)):
             print(line, flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        logging.set_verbosity(verbosity)
     return 0
 
 

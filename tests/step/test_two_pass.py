@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hf_sam import ASAM, SAM, Variant, sharpness_aware_grad
+from hf_sam import ASAM, GSAM, SAM, Variant, sharpness_aware_grad
 from hf_sam.vectors.vectors import snapshot
 from tests.compare import bits, relative_error, same_bits
 from tests.reference import sam_numpy
@@ -157,6 +157,20 @@ def test_stale_gradients_are_dropped(variant: Variant) -> None:
     for p in model.parameters():
         p.grad = torch.full_like(p, 1e3)
     assert same_bits(bits(gradients_after(square_closure(model, x), model, variant=variant)), clean)
+
+
+def test_radius_zero_adds_the_plain_gradient_to_those_from_before_however_h_is_mixed() -> None:
+    model, x = Classifier(), torch.randn(16, 5)
+    closure = square_closure(model, x)
+    closure()
+    plain = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    before = [100 * torch.randn_like(p) for p in model.parameters()]
+    for p, grad in zip(model.parameters(), before, strict=True):
+        p.grad = grad.clone()
+    # so large that a g - h of rounding alone would show, as it does where h is read off the sum of both
+    variant = GSAM(alpha=1000.0)
+    sharpness_aware_grad(closure, model.parameters(), variant=variant, rho=0.0, accumulate=True)
+    assert same_bits(bits(p.grad for p in model.parameters()), bits(a + b for a, b in zip(before, plain, strict=True)))
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
