@@ -188,7 +188,7 @@ def test_the_best_adapter_is_the_one_that_is_there_at_the_end(tmp_path: Any) -> 
             tmp_path / str(sam and sam.rho),
             sam=sam,
             classes=CLASSES,
-            learning_rate=0.5,  # so large that it soon gets worse
+            learning_rate=2.0,  # so large that it soon gets worse
             lr_scheduler_type="constant",
             max_steps=6,
             eval_strategy="steps",

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from hf_sam.cli.common import comparison
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.parsing import parse
+from tests.floor import resumes_bert_plainly
 
 Run = Callable[..., tuple[int, str]]
 
@@ -91,6 +92,7 @@ def test_both_runs_are_those_that_would_be_without_the_other(sst2: list[Any], ru
     assert "--seed 42, and now it is 7" in errors
 
 
+@resumes_bert_plainly
 @pytest.mark.slow
 def test_a_plain_run_that_was_stopped_goes_on(sst2: list[Any], run: Run, tmp_path: Path) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
 from hf_sam import SAMConfig, SAMTrainer, SAMTrainerMixin
+from tests.compare import relative_error
+from tests.tolerances import RELATIVE
 
 cross_entropy = nn.functional.cross_entropy
 
@@ -258,5 +260,6 @@ def test_prompts_that_write_into_their_batch_and_weights_train_as_in_the_plain_t
         cls(model, args, train_dataset=data, **kwargs).train()
         found.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
         assert not torch.equal(found[-1], start)
-    assert torch.equal(found[0], found[1])
-    assert not torch.equal(found[0], found[2])
+    # The second pass projects what the first has projected, which is the same but for rounding.
+    assert relative_error([found[1]], [found[0]]) < RELATIVE[torch.float32]
+    assert relative_error([found[2]], [found[0]]) > 100 * RELATIVE[torch.float32]
