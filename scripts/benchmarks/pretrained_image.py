@@ -150,7 +150,7 @@ def scores(model: nn.Module, test: list[dict[str, Tensor]]) -> dict[str, dict[st
     one = RobustnessAnalyzer(
         model, test[cut:], batch_size=50, calibration=test[:cut], processing_class=Pixels(), kind="classification"
     )
-    report = one.report(bits=[8, 5, 4], shares=[0.3, 0.5], corruptions=CORRUPTIONS, severities=[1])
+    report = one.report(dynamic=False, bits=[8, 4], shares=[0.3], corruptions=CORRUPTIONS, severities=[1])
     return {each.condition.name: each.scores for each in report.measurements.values()}
 
 

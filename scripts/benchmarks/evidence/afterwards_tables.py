@@ -30,10 +30,8 @@ TRANSFER: dict[str, Sequence[str]] = {
 IMAGE = {
     "as trained": "as trained",
     "int8 weights": "8 bits",
-    "int5 weights": "5 bits",
     "int4 weights": "4 bits",
     "pruned, 30 %": "30 % pruned",
-    "pruned, 50 %": "half pruned",
     "noise, severity 1": "noise",
     "blur, severity 1": "blur",
     "contrast, severity 1": "low contrast",
