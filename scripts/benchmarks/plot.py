@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from hf_sam.cli.common.errors import UserError
 from hf_sam.cli.common.parsing import PlainParser
 from scripts.benchmarks.evidence import (
+    afterwards_tables,
     bench_tables,
     difference_plot,
     flatness_plot,
@@ -122,6 +123,10 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     ),
     "radius kept free": lambda results: kept_tables.kept_differences(results, "radius", "free"),
     "suspects": suspects_table.table,
+    "transfer": partial(afterwards_tables.transfer, metric="accuracy"),
+    "transfer losses": partial(afterwards_tables.transfer, metric="nll"),
+    "image": partial(afterwards_tables.image, task="clean", metric="accuracy"),
+    "image losses": partial(afterwards_tables.image, task="clean", metric="nll"),
     "peers": peer_tables.peers,
     "peers survived": peer_tables.survived,
     **of_scaling(),

@@ -78,11 +78,13 @@ def _under(runs: list[dict[str, Any]], method: str, condition: str, metric: str)
 def _table(lines: Mapping[str, Values], methods: Sequence[str], metric: str) -> list[str]:
     """Return means by method, and the differences of SAM to AdamW of the same length and to the shorter run."""
     percent = metric != "nll"
+    methods = [m for m in methods if any(line[m] for line in lines.values())]
+    others = [m for m in (BASE, SHORT) if m in methods]
     scaled = {
         title: {m: {seed: (100 if percent else 1) * x for seed, x in found.items()} for m, found in line.items()}
         for title, line in lines.items()
     }
-    pairs = [(title, [paired(line[LONG], line[m]) for m in (BASE, SHORT)]) for title, line in scaled.items()]
+    pairs = [(title, [paired(line[LONG], line[m]) for m in others]) for title, line in scaled.items()]
     differences = with_p(pairs, lambda each: _difference(each, ".1f" if percent else ".2f"))
     rows = [
         [title, *[_mean(line[m], 1 if percent else 2) for m in methods], *cells[1:]]
@@ -90,7 +92,7 @@ def _table(lines: Mapping[str, Values], methods: Sequence[str], metric: str) -> 
     ]
     count = max((len(found) for line in scaled.values() for found in line.values()), default=0)
     head = f"{'test loss' if metric == 'nll' else metric + ' (%)'} (n = {count})"
-    return markdown([head, *methods, f"{LONG} - {BASE}", f"{LONG} - {SHORT}"], rows)
+    return markdown([head, *methods, *[f"{LONG} - {m}" for m in others]], rows)
 
 
 def _mean(values: Mapping[int, float], digits: int) -> str:

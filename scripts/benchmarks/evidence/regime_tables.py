@@ -13,6 +13,7 @@ from scripts.benchmarks.evidence.bench_tables import words
 from scripts.benchmarks.evidence.method_tables import lines_of, loss_by_seed, runs_of
 from scripts.benchmarks.evidence.pages import markdown
 
+HEADER = ["training data", "AdamW", "AdamW, best shorter run", "SAM, one pass", "SAM, two passes"]
 Times = tuple[float, str, str]
 """Seconds of a plain step, and what a step of one pass and one of two take of it, for people."""
 
@@ -35,7 +36,7 @@ def regimes(results: Path) -> list[str]:
         best = "-" if plain.best in (None, plain.mean) else f"{plain.best:.1f}"
         row = [f"{regime['what']} (n = {len(plain.scores)})", cells["plain"].removesuffix(" (1.00x)")]
         rows.append([*row, cells.get("short", best), cells["one"], cells["two"]])
-    return markdown(["accuracy (%), test loss", "AdamW", "best shorter run", "one pass", "two passes"], rows)
+    return markdown(HEADER, rows)
 
 
 def _cell(line: Line | None, losses: dict[int, float]) -> str:
