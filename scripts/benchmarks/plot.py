@@ -115,6 +115,7 @@ TABLES: dict[str, Callable[[Path], list[str]]] = {
     **of_grid("ablations"),
     **of_grid("radius"),
     "radius full against": lambda results: method_tables.versus(results, "radius", "full", "adamw"),
+    "radius cells": lambda results: method_tables.over_cells(results, "radius", ("full", "free")),
     "radius losses": lambda results: method_tables.losses(results, "radius"),
     "radius kept": lambda results: kept_tables.kept(results, "radius"),
     "radius kept full": lambda results: kept_tables.kept_differences(results, "radius", "full"),

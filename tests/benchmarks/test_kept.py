@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from scripts.benchmarks.common.runs import Cell, write_run
-from scripts.benchmarks.evidence import difference_plot, kept_tables, suspects_table
+from scripts.benchmarks.evidence import difference_plot, kept_tables, method_tables, suspects_table
 
 THREE_BITS = {"adamw": [0.6, 0.5, 0.4], "full": [0.8, 0.8, 0.8]}
 LOSS = {"adamw": [0.9, 1.0, 1.1], "full": [0.6, 0.5, 0.4]}
@@ -45,6 +45,13 @@ def test_differences_have_p_values_corrected_over_the_table(results: Path) -> No
     header, _, line = kept_tables.kept_differences(results, "radius", "adamw", other="full")
     assert header.startswith("| adamw - full |")
     assert line.split(" | ")[6] == "-30.00, p 0.035, Holm 0.07"
+
+
+def test_the_presets_are_compared_cell_by_cell_in_accuracy_and_loss(results: Path) -> None:
+    header, _, line = method_tables.over_cells(results, "radius", ("full", "free"))
+    assert header == "| against adamw | full, accuracy | full, test loss | free, accuracy | free, test loss |"
+    # corrected over one cell, so not at all
+    assert "+30.0 (+5.2 to +54.8), p 0.035, Holm 0.035 | -0.500 (-0.997 to -0.003), p 0.049, Holm 0.049 |  |  |" in line
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,21 @@ def losses(results: Path, name: str, tasks: str = "") -> list[str]:
     pairs = [(m, [paired(found[task, m], found[task, grid.baseline]) for task in chosen]) for m in methods]
     rows += [[f"{row[0]} - {grid.baseline}", *row[1:]] for row in with_p(pairs[1:], _thousandths)]
     return markdown(["loss on the test examples", *[heading(grid, task, chosen) for task in chosen]], rows)
+
+
+def over_cells(results: Path, name: str, methods: Sequence[str]) -> list[str]:
+    """Return methods' differences to the baseline in accuracy and loss, a task per line, corrected over each column."""
+    grid, summary = read(results, name)
+    runs, base = runs_of(results, name), grid.baseline
+    columns = []
+    for method in methods:
+        lines = [(heading(grid, task, summary), found.get(method)) for task, found in summary.items()]
+        scores = [(title, [line.difference if line else None]) for title, line in lines]
+        losses = [paired(loss_by_seed(runs, task, method), loss_by_seed(runs, task, base)) for task in summary]
+        columns += [with_p(scores, points), with_p([("", [each]) for each in losses], _thousandths)]
+    rows = [[cells[0][0], *[cell[1] for cell in cells]] for cells in zip(*columns, strict=True)]
+    titles = [f"{method}, {what}" for method in methods for what in ("accuracy", "test loss")]
+    return markdown([f"against {base}", *titles], rows)
 
 
 def with_p(rows: list[tuple[str, list[Paired | None]]], text: Callable[[Paired | None], str]) -> list[list[str]]:
