@@ -158,8 +158,9 @@ def _in_two_passes(
 
     try:
         alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-        how: Any = {"rho": rho, "onto": earlier, "onto_after": alone, "rounding": rounding, "measured": False}
-        two_pass_step(evaluate_again, params, variant, **how)
+        two_pass_step(
+            evaluate_again, params, variant, rho=rho, onto=earlier, onto_after=alone, rounding=rounding, measured=False
+        )
     finally:
         end.restore()
         write_all(changing, buffers_at_end)

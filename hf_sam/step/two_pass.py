@@ -66,15 +66,17 @@ def two_pass_step(
         clean = (mixed and mixed.clean) or clean_copy(moved, variant, radius)
         observer = CosineObserver(moved, variant, added.read, clean)
 
-    with Perturbation(moved, rounding, observer) as perturbation:
-        usable = perturbation.apply(variant.ascend(moved, gradients(moved), radius))  # w + epsilon
-        set_gradients(params, onto)  # drops g: from here on the copy of w is all that is extra
-        evaluate()  # h
-        perturbation.undo()  # w
-
-    if mixed and added:
-        added.write(mixed.of(added.read()))
-    put_gradients_under(params, later)
+    try:
+        with Perturbation(moved, rounding, observer) as perturbation:
+            usable = perturbation.apply(variant.ascend(moved, gradients(moved), radius))  # w + epsilon
+            set_gradients(params, onto)  # drops g: from here on the copy of w is all that is extra
+            evaluate()  # h
+            perturbation.undo()  # w
+        if mixed and added:
+            added.write(mixed.of(added.read()))
+    finally:  # an error in the pass leaves them too
+        if later:
+            put_gradients_under(params, later)
     return Measurement(usable, radius) if observer is None else observer.result(usable, radius)
 
 

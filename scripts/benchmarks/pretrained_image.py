@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -34,9 +33,11 @@ from transformers import Trainer, TrainingArguments, set_seed
 from hf_sam import SAMConfig, SAMTrainer
 from hf_sam.cli.common.environment import environment
 from hf_sam.cli.common.errors import UserError
+from hf_sam.cli.common.noise import flip_labels
 from hf_sam.cli.common.parsing import PlainParser
 from hf_sam.robustness import RobustnessAnalyzer
 from scripts.benchmarks.common.clock import StepClock
+from scripts.benchmarks.common.lines import print_lines
 from scripts.benchmarks.common.runs import Cell, read_run, write_run
 
 RESULTS = Path(__file__).resolve().parent / "results" / "image" / "runs"
@@ -103,13 +104,8 @@ def images(path: Path, most: int, seed: int) -> list[dict[str, Tensor]]:
 
 def with_wrong_labels(rows: list[dict[str, Tensor]], share: float, classes: int, seed: int) -> list[dict[str, Tensor]]:
     """Return the rows with another class for that share of them, drawn evenly."""
-    stream = np.random.default_rng(seed)
-    wrong = set(stream.choice(len(rows), round(share * len(rows)), replace=False).tolist())
-    shifts = stream.integers(1, classes, len(rows))
-    return [
-        {**row, "labels": (row["labels"] + int(shifts[i])) % classes} if i in wrong else row
-        for i, row in enumerate(rows)
-    ]
+    flipped, _ = flip_labels([int(row["labels"]) for row in rows], classes, share=share, seed=seed)
+    return [{**row, "labels": torch.tensor(label)} for row, label in zip(rows, flipped, strict=True)]
 
 
 def run(task: str, method: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -156,13 +152,7 @@ def scores(model: nn.Module, test: list[dict[str, Tensor]]) -> dict[str, dict[st
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing; wrong input is one line on stderr and status 2."""
-    try:
-        for line in run_all(options_of(argv)):
-            print(line, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return print_lines(lambda: run_all(options_of(argv)))
 
 
 def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -184,7 +174,6 @@ def run_all(options: argparse.Namespace) -> Iterator[str]:
     if not (options.data / "images" / "cifar10" / "train.parquet").exists():
         raise UserError(f"--data {options.data} has no images/cifar10.")
     torch.set_num_threads(1)
-    transformers.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     for seed in options.seeds:
         for task in options.tasks:
@@ -200,5 +189,4 @@ def run_all(options: argparse.Namespace) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     sys.exit(main())

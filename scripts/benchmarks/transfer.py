@@ -28,7 +28,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils import logging
 
 from hf_sam.cli.common.environment import environment
 from hf_sam.cli.common.errors import UserError
@@ -38,6 +37,7 @@ from hf_sam.cli.tasks.from_folder import build_from
 from hf_sam.robustness import Measurement, RobustnessAnalyzer
 from scripts.benchmarks.common.choosing import arguments_of
 from scripts.benchmarks.common.grids import Grid, read_grid
+from scripts.benchmarks.common.lines import print_lines
 from scripts.benchmarks.common.one_run import quiet, run, shown
 from scripts.benchmarks.common.runs import Cell, read_run, write_run
 
@@ -111,22 +111,28 @@ def measure(place: Place) -> dict[str, Scores]:
     found |= {f"half pruned, {task}": one.pruned(0.5) for task, one in of.items()}
     for source, target in SHIFTS:
         found[f"shift, {source} to {target}"] = of[source].on(of[target].examples.rows, target)
-    found |= _merged(of, experts, place.arguments(SEQUENCE[0])["model_name_or_path"])
+    found |= _merged(of, place.arguments(SEQUENCE[0])["model_name_or_path"])
     found |= _in_sequence(place, experts)
     return {name: {key: one.scores.get(key) for key in KEPT} for name, one in found.items()}
 
 
-def _merged(of: dict[str, RobustnessAnalyzer], experts: dict[str, Path], origin: str) -> dict[str, Measurement]:
+def _merged(of: dict[str, RobustnessAnalyzer], origin: str) -> dict[str, Measurement]:
+    """Return the scores of each task with its own head on the merged encoders."""
+    encoders = {task: _encoder(one.model) for task, one in of.items()}
+    prefix = next(iter(of.values())).model.base_model_prefix
+    start = {f"{prefix}.{name}": tensor for name, tensor in AutoModel.from_pretrained(origin).state_dict().items()}
     found = {}
     for task, one in of.items():
-        others = [folder for other, folder in experts.items() if other != task]
-        encoders = [AutoModel.from_pretrained(folder) for folder in others]
-        tensors = [{f"bert.{name}": tensor for name, tensor in each.state_dict().items()} for each in encoders]
-        start = {f"bert.{name}": tensor for name, tensor in AutoModel.from_pretrained(origin).state_dict().items()}
-        found[f"merged, average, {task}"] = one.merged(tensors)
+        others = [encoder for other, encoder in encoders.items() if other != task]
+        found[f"merged, average, {task}"] = one.merged(others)
         for alpha in ALPHAS:
-            found[f"merged, alpha {alpha}, {task}"] = one.merged(tensors, origin=start, alpha=alpha)
+            found[f"merged, alpha {alpha}, {task}"] = one.merged(others, origin=start, alpha=alpha)
     return found
+
+
+def _encoder(model: Any) -> dict[str, Any]:
+    """Return the tensors of a model without its head, which is of another task."""
+    return {name: t for name, t in model.state_dict().items() if name.startswith(f"{model.base_model_prefix}.")}
 
 
 def _in_sequence(place: Place, experts: dict[str, Path]) -> dict[str, Measurement]:
@@ -153,17 +159,7 @@ def _encoder_of(folder: Path, arguments: dict[str, Any]) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing; wrong input is one line on stderr and status 2."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # not a report of each head that an encoder is loaded without
-    try:
-        for line in run_all(options_of(argv)):
-            print(line, flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        logging.set_verbosity(verbosity)
-    return 0
+    return print_lines(lambda: run_all(options_of(argv)))
 
 
 def options_of(argv: Sequence[str] | None) -> argparse.Namespace:

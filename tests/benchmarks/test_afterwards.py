@@ -55,8 +55,7 @@ def test_what_was_learnt_first_is_measured_with_its_own_head_and_the_last_encode
 ) -> None:
     assert transfer.main(command) == 0
     row = json.loads((tmp_path / "out" / "transfer_adamw_1.json").read_text(encoding="utf-8"))
-    named = {name for names in TRANSFER.values() for name in names}
-    assert named <= set(row["scores"])
+    assert set(TRANSFER.values()) <= set(row["scores"])
     first = AutoModelForSequenceClassification.from_pretrained(tmp_path / "models" / "sst2_adamw_1")
     (last,) = (tmp_path / "models").glob("subj-after-*_adamw_1")
     first.base_model.load_state_dict(AutoModel.from_pretrained(last).state_dict())
@@ -98,7 +97,7 @@ def results(tmp_path: Path) -> Path:
     accuracies = {BASE: [0.6, 0.5, 0.4], SHORT: [0.6, 0.6, 0.7], LONG: [0.8, 0.8, 0.8]}
     for method, values in accuracies.items():
         for seed, value in enumerate(values, start=1):
-            scores = {name: {"accuracy": value, "nll": 1 - value} for names in TRANSFER.values() for name in names}
+            scores = {name: {"accuracy": value, "nll": 1 - value} for name in TRANSFER.values()}
             cell = Cell("transfer", method, seed)
             write_run(tmp_path / "transfer" / "runs", cell, {**cell._asdict(), "scores": scores})
             one = Cell("noise", method, seed)
@@ -115,7 +114,9 @@ def test_tables_have_means_and_paired_differences_corrected_over_the_table(resul
     )
     lines = afterwards_tables.image(results, "noise", "nll")
     assert lines[0].startswith("| test loss (n = 3) | adamw | adamw, half of the epochs | full | full - adamw |")
-    assert lines[2].startswith("| as trained | 0.50 ± 0.10 | 0.37 ± 0.06 | 0.20 ± 0.00 | -0.30 (-0.55 to -0.05)")
+    assert lines[2].startswith(
+        "| as trained | 0.500 ± 0.100 | 0.367 ± 0.058 | 0.200 ± 0.000 | -0.300 (-0.548 to -0.052)"
+    )
     assert len(lines) == 2 + len(IMAGE)
 
 

@@ -173,6 +173,23 @@ def test_radius_zero_adds_the_plain_gradient_to_those_from_before_however_h_is_m
     assert same_bits(bits(p.grad for p in model.parameters()), bits(a + b for a, b in zip(before, plain, strict=True)))
 
 
+def test_an_error_in_the_second_pass_leaves_the_gradients_from_before_there() -> None:
+    model, x = Classifier(), torch.randn(16, 5)
+    calls: list[int] = []
+
+    def closure() -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyError("in the second pass")
+        return square_closure(model, x)()
+
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 3.0)
+    with pytest.raises(KeyError):
+        sharpness_aware_grad(closure, model.parameters(), variant=GSAM(), accumulate=True)
+    assert all(torch.equal(p.grad, torch.full_like(p, 3.0)) for p in model.parameters())
+
+
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_the_closure_may_call_zero_grad(set_to_none: bool) -> None:
     model, x = Classifier(), torch.randn(16, 5)

@@ -3,30 +3,30 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmarks.common.paired import Paired, mean_and_spread, paired
+from scripts.benchmarks.common.paired import paired
 from scripts.benchmarks.common.runs import read_runs
-from scripts.benchmarks.evidence.method_tables import with_p
+from scripts.benchmarks.common.summaries import points
+from scripts.benchmarks.evidence.method_tables import mean_text, thousandths, with_p
 from scripts.benchmarks.evidence.pages import markdown
 
 BASE, SHORT, LONG = "adamw", "adamw, half of the epochs", "full"
 TASKS = {"sst2": "SST-2", "mpqa": "MPQA", "subj": "Subj"}
-TRANSFER: dict[str, Sequence[str]] = {
-    **{f"{title}, as trained": [f"own, {task}"] for task, title in TASKS.items()},
-    **{f"{title}, half of the weights pruned": [f"half pruned, {task}"] for task, title in TASKS.items()},
-    "trained on SST-2, tested on MPQA": ["shift, sst2 to mpqa"],
-    "trained on MPQA, tested on SST-2": ["shift, mpqa to sst2"],
-    **{f"{title}, mean of the three models": [f"merged, average, {task}"] for task, title in TASKS.items()},
-    **{f"{title}, task arithmetic, 0.5": [f"merged, alpha 0.5, {task}"] for task, title in TASKS.items()},
-    "SST-2, after MPQA": ["after 2 tasks, sst2"],
-    "SST-2, after MPQA and Subj": ["after 3 tasks, sst2"],
-    "MPQA, after SST-2 and Subj": ["after 3 tasks, mpqa"],
+TRANSFER: dict[str, str] = {
+    **{f"{title}, as trained": f"own, {task}" for task, title in TASKS.items()},
+    **{f"{title}, half of the weights pruned": f"half pruned, {task}" for task, title in TASKS.items()},
+    "trained on SST-2, tested on MPQA": "shift, sst2 to mpqa",
+    "trained on MPQA, tested on SST-2": "shift, mpqa to sst2",
+    **{f"{title}, mean of the three models": f"merged, average, {task}" for task, title in TASKS.items()},
+    **{f"{title}, task arithmetic, 0.5": f"merged, alpha 0.5, {task}" for task, title in TASKS.items()},
+    "SST-2, after MPQA": "after 2 tasks, sst2",
+    "SST-2, after MPQA and Subj": "after 3 tasks, sst2",
+    "MPQA, after SST-2 and Subj": "after 3 tasks, mpqa",
 }
-"""Line of the table: the scores that it is the mean of."""
+"""Line of the table: what was measured."""
 IMAGE = {
     "as trained": "as trained",
     "int8 weights": "8 bits",
@@ -47,14 +47,10 @@ def transfer(results: Path, metric: str) -> list[str]:
     runs = read_runs(results / "transfer" / "runs")
     lines = {
         title: {
-            method: {
-                run["seed"]: statistics.fmean(run["scores"][name][metric] for name in names)
-                for run in runs
-                if run["method"] == method
-            }
+            method: {run["seed"]: run["scores"][name][metric] for run in runs if run["method"] == method}
             for method in (BASE, SHORT, LONG)
         }
-        for title, names in TRANSFER.items()
+        for title, name in TRANSFER.items()
     }
     return _table(lines, (BASE, SHORT, LONG), metric)
 
@@ -85,25 +81,11 @@ def _table(lines: Mapping[str, Values], methods: Sequence[str], metric: str) -> 
         for title, line in lines.items()
     }
     pairs = [(title, [paired(line[LONG], line[m]) for m in others]) for title, line in scaled.items()]
-    differences = with_p(pairs, lambda each: _difference(each, ".1f" if percent else ".2f"))
+    differences = with_p(pairs, points if percent else thousandths)
     rows = [
-        [title, *[_mean(line[m], 1 if percent else 2) for m in methods], *cells[1:]]
+        [title, *[mean_text(line[m], 1 if percent else 3) for m in methods], *cells[1:]]
         for (title, line), cells in zip(scaled.items(), differences, strict=True)
     ]
     count = max((len(found) for line in scaled.values() for found in line.values()), default=0)
     head = f"{'test loss' if metric == 'nll' else metric + ' (%)'} (n = {count})"
     return markdown([head, *methods, *[f"{LONG} - {m}" for m in others]], rows)
-
-
-def _mean(values: Mapping[int, float], digits: int) -> str:
-    if not values:
-        return ""
-    mean, spread = mean_and_spread(values)
-    return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
-
-
-def _difference(found: Paired | None, digits: str) -> str:
-    if found is None:
-        return ""
-    ends = "" if found.low is None else f" ({found.low:+{digits}} to {found.high:+{digits}})"
-    return f"{found.mean:+{digits}}{ends}"

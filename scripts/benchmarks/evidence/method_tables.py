@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,9 +105,9 @@ def losses(results: Path, name: str, tasks: str = "") -> list[str]:
     runs = runs_of(results, name)
     found = {(task, method): loss_by_seed(runs, task, method) for task in chosen for method in grid.methods}
     methods = [m for m in grid.methods if any(found[task, m] for task in chosen)]
-    rows = [[m, *[mean_loss(found[task, m]) for task in chosen]] for m in methods]
+    rows = [[m, *[mean_text(found[task, m], 3) for task in chosen]] for m in methods]
     pairs = [(m, [paired(found[task, m], found[task, grid.baseline]) for task in chosen]) for m in methods]
-    rows += [[f"{row[0]} - {grid.baseline}", *row[1:]] for row in with_p(pairs[1:], _thousandths)]
+    rows += [[f"{row[0]} - {grid.baseline}", *row[1:]] for row in with_p(pairs[1:], thousandths)]
     return markdown(["loss on the test examples", *[heading(grid, task, chosen) for task in chosen]], rows)
 
 
@@ -120,7 +120,7 @@ def over_cells(results: Path, name: str, methods: Sequence[str]) -> list[str]:
         lines = [(heading(grid, task, summary), found.get(method)) for task, found in summary.items()]
         scores = [(title, [line.difference if line else None]) for title, line in lines]
         losses = [paired(loss_by_seed(runs, task, method), loss_by_seed(runs, task, base)) for task in summary]
-        columns += [with_p(scores, points), with_p([("", [each]) for each in losses], _thousandths)]
+        columns += [with_p(scores, points), with_p([("", [each]) for each in losses], thousandths)]
     rows = [[cells[0][0], *[cell[1] for cell in cells]] for cells in zip(*columns, strict=True)]
     titles = [f"{method}, {what}" for method in methods for what in ("accuracy", "test loss")]
     return markdown([f"against {base}", *titles], rows)
@@ -145,15 +145,16 @@ def loss_by_seed(runs: list[dict[str, Any]], task: str, method: str) -> dict[int
     return {r["seed"]: r["eval_loss"] for r in runs if (r["task"], r["method"]) == (task, method) and "eval_loss" in r}
 
 
-def mean_loss(values: dict[int, float]) -> str:
-    """Return mean and standard deviation of losses."""
+def mean_text(values: Mapping[int, float], digits: int) -> str:
+    """Return mean and standard deviation over the seeds, with so many digits; nothing where there is none."""
     if not values:
         return ""
     mean, spread = mean_and_spread(values)
-    return f"{mean:.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+    return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
-def _thousandths(difference: Paired | None) -> str:
+def thousandths(difference: Paired | None) -> str:
+    """Return a difference of losses and its 95 % interval."""
     if difference is None:
         return ""
     ends = [f"{end:+.3f}" for end in (difference.low, difference.high) if end is not None]
